@@ -1,0 +1,84 @@
+"""Loading of frozen configurations: YAML, then dotted overrides, then validation. Imports no torch and no ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clara_dist.errors import ConfigError
+
+
+class Config(BaseModel):
+    """A configuration: immutable, and with no field that nobody reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML, fit for `load_config`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a configuration.
+
+    Args:
+        cls: The configuration class.
+        path: A YAML file; None starts from the defaults.
+        overrides: ``a.b.c=value`` in order; values are read as YAML, ``stages.0.steps=5`` reaches into lists.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, an override is malformed, or a field is unknown or wrong;
+            the message lists every wrong field.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration file {path}", got=error.strerror) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid YAML", got=error) from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"{path} must hold a YAML mapping", got=type(loaded).__name__)
+        tree = loaded
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(
+            f"invalid {cls.__name__}" + (f" in {path}" if path else ""),
+            got=problems,
+            hint=f"the fields are: {', '.join(cls.model_fields)}",
+        ) from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, raw = override.partition("=")
+    if not separator or not key:
+        raise ConfigError("an override must look like a.b=value", got=override)
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of override {key!r} is not valid YAML", got=raw) from error
+    node: Any = tree
+    parts = key.split(".")
+    try:
+        for part in parts[:-1]:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, list):
+            node[int(parts[-1])] = value
+        elif isinstance(node, dict):
+            node[parts[-1]] = value
+        else:
+            raise TypeError
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise ConfigError(f"override {override!r} points into something that is no mapping or list entry") from None

@@ -1,0 +1,131 @@
+"""Training runs: stages of one loop, their optimiser, their engine."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from clara_dist.config.base import Config
+from clara_dist.config.model import ClaraConfig, Dtype
+
+StageName = Literal["base", "compression", "instruct", "joint"]
+EstimatorName = Literal["sequential", "leave_own_out"]
+
+
+class OptimizerConfig(Config):
+    """AdamW, or Muon on hidden matrices with AdamW on the rest (only sensible for full training, the base stage)."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-4, gt=0)
+    adamw_lr: float = Field(2e-3, gt=0, description="with muon: learning rate of embeddings, norms and the head")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.05, ge=0, le=1)
+    clip_norm: float = Field(1.0, gt=0)
+
+
+class EngineConfig(Config):
+    """What runs the step. ``deepspeed_json`` is merged over the DeepSpeed configuration that is made from the rest."""
+
+    kind: Literal["deepspeed", "torch"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    dtype: Dtype = "float32"
+    gradient_checkpointing: bool = False
+    deepspeed_json: dict[str, Any] = Field(default_factory=dict)
+
+
+class CandidateConfig(Config):
+    """Where the joint stage's candidates come from.
+
+    ``given``: the example's own list (ragged lists allowed). ``corpus``: the current top ``n`` of the whole store by the
+    reasoner that is being trained, gold neither known nor forced in. ``mixed``: ``corpus`` in a share of the batches.
+    ``where`` restricts the corpus to rows whose metadata column holds one of the values.
+    """
+
+    source: Literal["given", "corpus", "mixed"] = "given"
+    n: int = Field(20, ge=1)
+    corpus_share: float = Field(0.5, ge=0, le=1)
+    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class StageConfig(Config):
+    """One stage.
+
+    Attributes:
+        data: Examples (jsonl); ``seed`` and ``shuffle`` decide their order.
+        batch_size: Examples per optimiser step, over all workers and accumulation steps.
+        base_dir: Stage ``base`` only: directory with a ``config.json`` and a tokenizer (weights optional); the trained base is written to ``output``.
+        output: Where the stage's model goes; None means ``RUN_DIR/STAGE/model``.
+        store: Stage ``joint`` only: the memory store, written by this model's compressor.
+        top_k: K of the joint stage. ``estimator`` None means sequential at K = 1, leave_own_out above.
+        random_slots: Feed a random number 1..K of the best slots per batch (only matters for K > 1).
+    """
+
+    stage: StageName
+    data: str
+    steps: int = Field(ge=1)
+    batch_size: int = Field(64, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    shuffle: bool = True
+    seed: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mse_weight: float = Field(0.1, ge=0)
+    base_dir: str | None = None
+    output: str | None = None
+    store: str | None = None
+    top_k: int = Field(1, ge=1)
+    temperature: float = Field(0.02, gt=0)
+    estimator: EstimatorName | None = None
+    random_slots: bool = True
+    candidates: CandidateConfig = CandidateConfig()
+    log_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    engine: EngineConfig | None = None
+
+    @model_validator(mode="after")
+    def _stage_has_its_inputs(self) -> StageConfig:
+        if self.stage == "base" and self.base_dir is None:
+            raise ValueError("stage 'base' needs base_dir")
+        if self.stage == "joint" and self.store is None:
+            raise ValueError("stage 'joint' needs store")
+        if self.stage != "base" and self.optimizer.name == "muon":
+            raise ValueError("muon trains whole matrices; LoRA stages use adamw")
+        return self
+
+    @property
+    def resolved_estimator(self) -> EstimatorName:
+        return self.estimator or ("sequential" if self.top_k == 1 else "leave_own_out")
+
+
+class TrainConfig(Config):
+    """A training run: consecutive stages in one worker group.
+
+    Attributes:
+        run_dir: Checkpoints, logs and models go here; shared by all workers.
+        model: A model directory to start from, or the description of a new model on ``base_model``; the base may be the output of a
+            ``base`` stage of this run.
+        workers: Data-parallel workers. ``use_gpu`` None means: if the cluster has GPUs.
+        threads_per_worker: torch threads of a CPU worker; two contending threads were 5x slower than one.
+    """
+
+    run_dir: str
+    model: str | ClaraConfig
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    engine: EngineConfig = EngineConfig()
+    workers: int = Field(1, ge=1)
+    use_gpu: bool | None = None
+    cpus_per_worker: float = Field(1, gt=0)
+    threads_per_worker: int = Field(1, ge=1)
+    max_failures: int = Field(2, ge=0)
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> TrainConfig:
+        for stage in self.stages:
+            parts = self.workers * stage.gradient_accumulation
+            if stage.batch_size % parts:
+                raise ValueError(f"stage {stage.stage}: batch_size {stage.batch_size} is not divisible by workers x gradient_accumulation = {parts}")
+        return self
