@@ -1,0 +1,332 @@
+"""A CLaRa model: one frozen base LLM, three LoRA roles, and the embeddings of the added tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from clara_dist.config.model import ClaraConfig, Dtype, Role
+from clara_dist.core.losses import token_nll
+from clara_dist.errors import ModelError
+from clara_dist.model import base as base_models
+from clara_dist.model.batch import PromptBatch, TextBatch
+from clara_dist.model.identity import base_identity, hash_tensors
+from clara_dist.model.roles import RoleSwitch
+from clara_dist.model.tokens import ClaraTokenizer
+
+Trainable = Role | Literal["memory_embeddings"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of a batch.
+
+    Attributes:
+        memory_BMD: Last hidden states, after the final norm, at the memory positions; not normalised.
+        text_mean_BD: Mean of the hidden states at the text positions (frame tokens included), if asked for.
+    """
+
+    memory_BMD: Tensor
+    text_mean_BD: Tensor | None
+
+
+class Clara(nn.Module):
+    """The model. Nothing here knows of a cluster.
+
+    Build it with `from_base` or `from_pretrained`. It is frozen until `set_trainable` is called.
+
+    Attributes:
+        config: Its `ClaraConfig`.
+        tokenizer: Its `ClaraTokenizer`.
+        memory_rows: Parameter ``[M or 1, D]``, the memory tokens' input embeddings.
+        frame_rows: Buffer ``[3, D]``, the embeddings of ``<AE>``, ``<ENC>``, ``<SEP>``; never trained, as published.
+        head_rows: Buffer ``[n_added, D]`` or None: LM-head rows of the added tokens. Only imported checkpoints have
+            them; without them the generator cannot emit an added token.
+    """
+
+    head_rows: Tensor | None
+
+    def __init__(
+        self,
+        config: ClaraConfig,
+        base: PreTrainedModel,
+        tokenizer: ClaraTokenizer,
+        memory_rows: Tensor,
+        frame_rows: Tensor,
+        head_rows: Tensor | None,
+        base_path: str,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.base_path = base_path
+        self.peft = _add_roles(base, config)
+        self.memory_rows = nn.Parameter(memory_rows, requires_grad=False)
+        self.register_buffer("frame_rows", frame_rows)
+        self.register_buffer("head_rows", head_rows)
+        self._soft_cap = base_models.soft_cap(base)
+        self.roles = RoleSwitch(self.peft)
+        self.requires_grad_(False)
+        self.eval()
+
+    # --- building, loading, saving ------------------------------------------------------------------------------
+
+    @classmethod
+    def from_base(
+        cls, config: ClaraConfig, *, dtype: Dtype = "float32", device: str | torch.device = "cpu", seed: int = 0
+    ) -> Clara:
+        """A new model on ``config.base_model``: LoRA B = 0, memory rows drawn like the base's own embeddings.
+
+        Raises:
+            ModelError: The base cannot be loaded, or ``lora.target_modules`` match nothing.
+        """
+        from clara_dist.model import files
+
+        return files.new_model(config, dtype=dtype, device=device, seed=seed)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        base_model: str | None = None,
+        dtype: Dtype = "float32",
+        device: str | torch.device = "cpu",
+    ) -> Clara:
+        """Load a model directory; ``base_model`` overrides where its base LLM is.
+
+        Raises:
+            ModelError: A file is missing or damaged, or a tensor is missing, unexpected or of another shape.
+        """
+        from clara_dist.model import files
+
+        return files.load_model(Path(path), base_model=base_model, dtype=dtype, device=device)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the model directory, whole or not at all: config, tokenizer, one PEFT folder per role, added rows."""
+        from clara_dist.model import files
+
+        files.save_model(self, Path(path))
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.peft.get_base_model())
+
+    @property
+    def hidden_size(self) -> int:
+        return self.memory_rows.shape[1]
+
+    @property
+    def n_memory_tokens(self) -> int:
+        return self.config.n_memory_tokens
+
+    @property
+    def device(self) -> torch.device:
+        return self.memory_rows.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.get_input_embeddings().weight.dtype
+
+    def fingerprint_fields(self) -> dict[str, str]:
+        """Everything that decides a document's memory, field by field; the memory store keeps them.
+
+        Raises:
+            ModelError: The compressor was merged away; ask before merging.
+        """
+        return self._base_fields | {
+            "compressor": hash_tensors(self.role_state("compressor")),
+            "lora_scale": str(self.config.lora.scale_alpha / self.config.lora.r),
+            "memory_embeddings": hash_tensors({"memory": self.memory_rows, "frame": self.frame_rows}),
+        }
+
+    @cached_property
+    def _base_fields(self) -> dict[str, str]:
+        return {
+            "base": base_identity(self.base_path, getattr(self.base.config, "_commit_hash", None)),
+            "tokenizer": self.tokenizer.fingerprint(),
+            "document_template": self.config.document_template,
+            "doc_max_tokens": str(self.config.doc_max_tokens),
+            "n_memory_tokens": str(self.config.n_memory_tokens),
+            "distinct_memory_tokens": str(self.config.distinct_memory_tokens),
+        }
+
+    # --- roles and training -------------------------------------------------------------------------------------
+
+    def role(self, role: Role) -> AbstractContextManager[None]:
+        """Run the body's forward passes as ``role``; ``requires_grad`` is left alone."""
+        return self.roles.use(role)
+
+    def set_trainable(self, roles: Collection[Role], *, memory_embeddings: bool) -> None:
+        """Choose what a stage trains; call once, before the optimiser is built.
+
+        Dropout runs in the LoRA of trained roles only: a frozen role is the same function in every step.
+        """
+        missing = set(roles) - set(self.config.roles)
+        if missing:
+            raise ModelError("cannot train roles that the model does not have", got=sorted(missing))
+        self._trained = frozenset(roles)
+        for name, parameter in self.peft.named_parameters():
+            parameter.requires_grad_(self.role_of(name) in roles)
+        self.memory_rows.requires_grad_(memory_embeddings)
+        self.train(self.training)
+
+    _trained: frozenset[Role] = frozenset()
+
+    def train(self, mode: bool = True) -> Clara:
+        """Training mode; the LoRA dropout of frozen roles stays off."""
+        super().train(mode)
+        for name, module in self.peft.named_modules():
+            if "lora_dropout." in name and not any(f"lora_dropout.{role}" in name for role in self._trained):
+                module.eval()
+        return self
+
+    def role_of(self, parameter_name: str) -> Trainable | None:
+        """The role that owns a parameter (by its name within this model), ``memory_embeddings``, or None: the base."""
+        parts = parameter_name.split(".")
+        if parts[-1] == "memory_rows":
+            return "memory_embeddings"
+        if len(parts) >= 3 and parts[-3].startswith("lora_"):
+            return cast(Role, parts[-2])
+        return None
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def role_state(self, role: Role) -> dict[str, Tensor]:
+        """One role's LoRA weights under PEFT's own file keys."""
+        state = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)
+        if not state:
+            raise ModelError(f"this model has no {role}", hint="it was never there, or merging dropped it")
+        return cast(dict[str, Tensor], state)
+
+    @torch.no_grad()
+    def copy_role(self, source: Role, target: Role) -> None:
+        """Make ``target`` start as ``source`` (the reasoner starts the joint stage as the compressor)."""
+        weights = dict(self.peft.named_parameters())
+        for name, parameter in weights.items():
+            if self.role_of(name) == target:
+                parameter.copy_(weights[name.replace(f".{target}.", f".{source}.")])
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass, under the role of its forward pass."""
+        self.base._set_gradient_checkpointing(
+            enable=True, gradient_checkpointing_func=self.roles.checkpoint_function()
+        )
+
+    def merge(self, role: Role) -> None:
+        """Fold one role into the base for inference; afterwards only it can run, at no LoRA cost."""
+        self.roles.merge(role)
+
+    def fuse_for_serving(self) -> None:
+        """Generator folded into the base, reasoner kept as a rank-2r correction of it; the compressor is dropped."""
+        self.roles.fuse(merged="generator", kept="query_reasoner")
+
+    # --- forward passes -----------------------------------------------------------------------------------------
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """Input embeddings ``[B, L, D]``; added ids read the added rows, which get gradients if they are trained."""
+        first = self.tokenizer.first_memory_id
+        table = torch.cat([self.memory_rows, self.frame_rows]).to(self.dtype)
+        is_added = ids_BL >= first
+        known = self.base.get_input_embeddings()(ids_BL.masked_fill(is_added, 0))
+        added = table[(ids_BL - first).clamp(min=0)]
+        return torch.where(is_added.unsqueeze(-1), added, known)
+
+    def body(self, embeds_BLD: Tensor) -> Tensor:
+        """Hidden states ``[B, L, D]`` after the final norm; causal, no LM head, no cache, under the active role."""
+        return self.base.base_model(inputs_embeds=embeds_BLD, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """LM head: ``[..., D] -> [..., V]``, added tokens included if the model has head rows for them."""
+        logits = self.base.get_output_embeddings()(hidden)
+        if self.head_rows is not None:
+            first = self.tokenizer.first_memory_id
+            logits = torch.cat([logits[..., :first], hidden @ self.head_rows.to(hidden.dtype).T], dim=-1)
+        if self._soft_cap is not None:
+            logits = self._soft_cap * torch.tanh(logits / self._soft_cap)
+        return logits
+
+    def encode(self, role: Role, batch: TextBatch, *, with_text_mean: bool = False) -> Encoded:
+        """Texts -> memories (role ``compressor``) or questions -> queries (``query_reasoner``).
+
+        Gradients reach the role's LoRA and the memory rows where they are trained. ``text_mean`` is what the
+        compression stage's alignment loss compares the memory's mean with.
+        """
+        m = self.n_memory_tokens
+        with self.role(role):
+            hidden_BLD = self.body(self.embed(batch.input_ids_BL))
+        starts_B = batch.lengths_B - m
+        index_BM = starts_B.unsqueeze(1) + torch.arange(m, device=starts_B.device)
+        memory_BMD = hidden_BLD.gather(1, index_BM.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1]))
+        if not with_text_mean:
+            return Encoded(memory_BMD, None)
+        is_text_BL = torch.arange(hidden_BLD.shape[1], device=starts_B.device) < starts_B.unsqueeze(1)
+        text_sum_BD = (hidden_BLD * is_text_BL.unsqueeze(-1)).sum(1)
+        return Encoded(memory_BMD, text_sum_BD / starts_B.unsqueeze(1))
+
+    def splice(self, ids_BL: Tensor, memory_index_S: Tensor, memory_TMD: Tensor | None) -> Tensor:
+        """Prompt embeddings ``[B, L, D]`` with the memory slots overwritten by T memories, in order.
+
+        Raises:
+            ModelError: The memories do not fill the slots exactly.
+        """
+        embeds_BLD = self.embed(ids_BL)
+        n_given = 0 if memory_TMD is None else memory_TMD.shape[0] * memory_TMD.shape[1]
+        if n_given != len(memory_index_S):
+            raise ModelError("memories and prompt slots differ", got=n_given, expected=len(memory_index_S))
+        if memory_TMD is None:
+            return embeds_BLD
+        d = embeds_BLD.shape[-1]
+        flat = embeds_BLD.reshape(-1, d).index_copy(0, memory_index_S, memory_TMD.reshape(-1, d).to(embeds_BLD.dtype))
+        return flat.view_as(embeds_BLD)
+
+    def answer_nll(self, batch: PromptBatch, memory_TMD: Tensor | None) -> Tensor:
+        """Negative log-likelihood ``[P]``, fp32, of the supervised tokens.
+
+        Args:
+            batch: Prompts with answers.
+            memory_TMD: The T memories of all rows' slots, row-major (T = sum of k over rows); None without slots.
+                Gradients flow into it.
+        """
+        with self.role("generator"):
+            hidden_BLD = self.body(self.splice(batch.input_ids_BL, batch.memory_index_S, memory_TMD))
+        predicting_PD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.predict_index_P]
+        return token_nll(self.logits(predicting_PD), batch.labels_P)
+
+
+def _add_roles(base: PreTrainedModel, config: ClaraConfig) -> PeftModel:
+    lora = config.lora
+    targets = lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules)
+
+    def settings() -> LoraConfig:
+        return LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.scale_alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+        )
+
+    try:
+        first, *rest = config.roles
+        model = PeftModel(base, settings(), adapter_name=first)
+        for role in rest:
+            model.add_adapter(role, settings())
+    except ValueError as error:
+        raise ModelError(
+            "LoRA cannot be put on this base model", got=error, hint="check lora.target_modules against its layer names"
+        ) from error
+    return model

@@ -1,0 +1,136 @@
+"""The model directory: config, tokenizer, one PEFT folder per role, and the rows of the added tokens.
+
+::
+
+    DIR/config.json                        ClaraConfig
+    DIR/tokenizer.json ...                 the base's tokenizer, as saved by transformers
+    DIR/<role>/adapter_config.json         PEFT's own layout, loadable by PEFT alone
+    DIR/<role>/adapter_model.safetensors
+    DIR/memory_embeddings.safetensors      memory [M or 1, D], frame [3, D], head [n_added, D] (imported models only)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import torch
+from peft import set_peft_model_state_dict
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clara_dist.config.model import ClaraConfig, Dtype
+from clara_dist.errors import ModelError
+from clara_dist.model import base as base_models
+from clara_dist.model.clara import Clara
+from clara_dist.model.tokens import ClaraTokenizer
+
+CONFIG_FILE = "config.json"
+ROWS_FILE = "memory_embeddings.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, seed: int) -> Clara:
+    """See `Clara.from_base`."""
+    base = base_models.load_base(config.base_model, revision=config.base_revision, dtype=dtype, device=device)
+    hf = base_models.load_tokenizer(config.base_model, revision=config.base_revision)
+    tokenizer = ClaraTokenizer(hf, config, base_models.stop_ids(base))
+    embeddings = base.get_input_embeddings().weight.detach()[: tokenizer.first_memory_id].float()
+    n_rows = tokenizer.n_added_tokens
+    # LoRA's A is drawn from the global generator by PEFT; both draws are repeatable from the one seed.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        rows = embeddings.mean(0) + embeddings.std(0) * torch.randn(n_rows, embeddings.shape[1]).to(embeddings.device)
+        return Clara(config, base, tokenizer, rows[:-3], rows[-3:], None, config.base_model).to(device)
+
+
+def load_model(path: Path, *, base_model: str | None, dtype: Dtype, device: str | torch.device) -> Clara:
+    """See `Clara.from_pretrained`."""
+    config = read_config(path)
+    base_path = base_models.resolve_base(config.base_model, path, base_model)
+    base = base_models.load_base(base_path, revision=config.base_revision, dtype=dtype, device=device)
+    hf = base_models.load_tokenizer(str(path))
+    tokenizer = ClaraTokenizer(hf, config, base_models.stop_ids(base))
+    rows = _read_tensors(path / ROWS_FILE)
+    d = base.get_input_embeddings().weight.shape[1]
+    shapes = {"memory": (tokenizer.n_added_tokens - 3, d), "frame": (3, d)}
+    if "head" in rows:
+        shapes["head"] = (tokenizer.n_added_tokens, d)
+    found = {name: tuple(tensor.shape) for name, tensor in rows.items()}
+    if found != shapes:
+        raise ModelError(f"{path / ROWS_FILE} does not fit the base model", got=found, expected=shapes)
+    clara = Clara(config, base, tokenizer, rows["memory"], rows["frame"], rows.get("head"), base_path)
+    for role in config.roles:
+        load_role(clara, role, _read_tensors(path / role / ADAPTER_FILE))
+    return clara.to(device)
+
+
+def load_role(clara: Clara, role: str, state: dict[str, Tensor]) -> None:
+    """Put a role's weights in place; every tensor must find its place and every place its tensor."""
+    expected = {name: tuple(t.shape) for name, t in clara.role_state(role).items()}  # type: ignore[arg-type]
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    if expected != found:
+        differing = sorted(set(expected.items()) ^ set(found.items()))
+        raise ModelError(
+            f"the {role} adapter does not fit the base model and lora settings",
+            got=f"{len(differing)} differing entries, first: {differing[:2]}",
+            expected=f"{len(expected)} tensors",
+        )
+    set_peft_model_state_dict(clara.peft, state, adapter_name=role)
+
+
+def save_model(clara: Clara, path: Path) -> None:
+    """See `Clara.save_pretrained`. Writes beside the target and renames, so a reader never sees half a model."""
+    states = {role: clara.role_state(role) for role in clara.config.roles}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        clara.tokenizer.hf.save_pretrained(staging)
+        (staging / CONFIG_FILE).write_text(clara.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        for role, state in states.items():
+            (staging / role).mkdir()
+            save_file(_for_saving(state), staging / role / ADAPTER_FILE, metadata={"format": "pt"})
+            settings = clara.peft.peft_config[role]
+            settings.base_model_name_or_path = clara.config.base_model
+            settings.save_pretrained(str(staging / role))
+        rows = {"memory": clara.memory_rows, "frame": clara.frame_rows}
+        if clara.head_rows is not None:
+            rows["head"] = clara.head_rows
+        save_file(_for_saving(rows), staging / ROWS_FILE, metadata={"format": "pt"})
+        _replace_directory(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_config(path: Path) -> ClaraConfig:
+    """The `ClaraConfig` of a model directory, without loading any weight."""
+    try:
+        return ClaraConfig.model_validate_json((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} is not a model directory", got=f"no readable {CONFIG_FILE}") from error
+    except ValidationError as error:
+        raise ModelError(f"{path / CONFIG_FILE} is not a CLaRa configuration", got=error) from error
+
+
+def _replace_directory(staging: Path, path: Path) -> None:
+    # A directory cannot be replaced in one step: the old one steps aside first.
+    old = staging.with_name(staging.name + ".old")
+    if path.exists():
+        os.replace(path, old)
+    os.replace(staging, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _for_saving(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read {path}", got=error, hint="the model directory is incomplete or damaged") from error

@@ -1,0 +1,55 @@
+"""Content hashes: what a model is, whatever its files are called."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from clara_dist.errors import ModelError
+
+_CHUNK_BYTES = 1 << 22
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def base_identity(base: str, commit: str | None) -> str:
+    """Identity of a base LLM: a Hub commit, or the hash of a local directory's configuration and weights.
+
+    Hashing reads the weights once per process and file state, about as long as loading them takes.
+    """
+    path = Path(base)
+    if not path.is_dir():
+        if commit is None:
+            raise ModelError("the base model has no commit to identify it", got=base)
+        return f"hub:{base}@{commit}"
+    files = sorted([path / "config.json", *path.glob("*.safetensors")])
+    if len(files) < 2:
+        raise ModelError("the base model has no *.safetensors weights", got=base)
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name}|{_hash_file(str(file), stat.st_size, stat.st_mtime_ns)}|".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+@lru_cache(maxsize=256)
+def _hash_file(path: str, size_bytes: int, mtime_ns: int) -> str:
+    # Size and time are the cache's key: a file that changed is read again.
+    del size_bytes, mtime_ns
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,133 @@
+"""The generator's prompts: a chat template around memory slots, tokenised as one string.
+
+Sources: the published prompt of the reference checkpoints (system prompt, ``Background:``, ``Question:``), whose ids are
+reproduced exactly. Deliberate difference: what a client wrote (question, answer, document text) is never read as
+special tokens, and a prompt is never cut; one that is too long is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from clara_dist.model.plain_text import PlainTextEncoder
+
+Task = Literal["answer", "qa_generation", "paraphrase"]
+
+QA_GENERATION_SYSTEM = (
+    "You are a helpful assistant. Given a document, your task is to generate some single questions to cover all key "
+    "information of the document and answer them sequentially."
+)
+PARAPHRASE_REQUEST = "\n\nParaphrase the background."
+
+# Where client text goes while the template renders; private-use characters pass through every template untouched.
+_FIELD = re.compile("\ue0c3(question|answer|text)\ue0c4")
+
+
+def field(name: str) -> str:
+    return f"\ue0c3{name}\ue0c4"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A special token (``token_id``), or a stretch of text with fields to fill."""
+
+    token_id: int | None
+    text: str = ""
+
+
+class PromptTemplate:
+    """Renders messages by the base model's own chat template and turns them into ids.
+
+    Without a chat template, a plain one is used: ``bos system \\n\\n user \\n\\nAnswer: answer eos``. Templates without
+    a system role get system and user joined by a newline. Thinking switches are set off where they exist.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, plain: PlainTextEncoder, memory_tokens: Mapping[str, int]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._plain = plain
+        specials = {t.content: (i, t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._ids = {content: i for content, (i, _) in specials.items()} | dict(memory_tokens)
+        # A token with lstrip / rstrip swallows the white space beside it.
+        self._eats_left = {content for content, (_, t) in specials.items() if t.lstrip}
+        self._eats_right = {content for content, (_, t) in specials.items() if t.rstrip}
+        longest_first = sorted(self._ids, key=len, reverse=True)
+        self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._has_system_role = self._renders_system()
+        self._trims = "  " not in self._apply([{"role": "user", "content": "x  "}], True).split("x", 1)[1][:2]
+        self._parsed: dict[tuple[str, str, bool], list[_Part]] = {}
+
+    def ids(self, system: str, user: str, fields: Mapping[str, str], *, answered: bool = False) -> list[int]:
+        """Ids of a prompt.
+
+        Args:
+            system: System message; "" leaves it out.
+            user: User message; trusted, memory tokens and `field` marks are recognised in it.
+            fields: Client text by field name; never read as special tokens.
+            answered: End with the assistant's message ``fields["answer"]`` and the token that closes it, rather than
+                with the generation prompt.
+        """
+        key = (system, user, answered)
+        if key not in self._parsed:
+            self._parsed[key] = self._parse(self._render(system, user, answered), answered)
+        if self._trims:
+            fields = {name: text.strip() for name, text in fields.items()}
+        ids: list[int] = []
+        for i, part in enumerate(self._parsed[key]):
+            if part.token_id is not None:
+                ids.append(part.token_id)
+                continue
+            # One pass, so that a field's text is never searched for fields.
+            text = _FIELD.sub(lambda match: fields[match[1]], part.text)
+            ids += self._plain.encode(text, at_start=i == 0)
+        return ids
+
+    def _render(self, system: str, user: str, answered: bool) -> str:
+        if system and not self._has_system_role:
+            system, user = "", f"{system}\n{user}"
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": user})
+        if answered:
+            messages.append({"role": "assistant", "content": field("answer")})
+        return self._apply(messages, not answered)
+
+    def _apply(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
+        if self._tokenizer.chat_template is None:
+            texts = {m["role"]: m["content"] for m in messages}
+            system = f"{texts['system']}\n\n" if "system" in texts else ""
+            rendered = f"{self._tokenizer.bos_token or ''}{system}{texts['user']}\n\nAnswer:"
+            return rendered if generation_prompt else f"{rendered} {texts['assistant']}{self._tokenizer.eos_token}"
+        return self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation_prompt, enable_thinking=False
+        )
+
+    def _renders_system(self) -> bool:
+        probe = [{"role": "system", "content": field("text")}, {"role": "user", "content": "x"}]
+        try:
+            return field("text") in self._apply(probe, True)
+        except TemplateError:
+            return False
+
+    def _parse(self, rendered: str, answered: bool) -> list[_Part]:
+        pieces = self._special_pattern.split(rendered)
+        for i in range(1, len(pieces), 2):
+            if pieces[i] in self._eats_left:
+                pieces[i - 1] = pieces[i - 1].rstrip()
+            if pieces[i] in self._eats_right:
+                pieces[i + 1] = pieces[i + 1].lstrip()
+        parts = [
+            _Part(self._ids[piece]) if i % 2 else _Part(None, piece) for i, piece in enumerate(pieces) if i % 2 or piece
+        ]
+        if not answered:
+            return parts
+        # Supervision ends with the token that closes the answer; what templates add behind it ("\n") is not learnt.
+        at = next(i for i, part in enumerate(parts) if field("answer") in part.text)
+        closed = parts[: at + 2] if at + 1 < len(parts) else [*parts, _Part(self._tokenizer.eos_token_id)]
+        return closed

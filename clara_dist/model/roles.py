@@ -1,0 +1,125 @@
+"""Three LoRA roles on one base LLM.
+
+PEFT's ``set_adapter`` flips ``requires_grad``, which takes a role's parameters out of a step that runs two roles; and
+gradient checkpointing recomputes a layer under whatever role is active at backward. So roles are switched here by
+writing the active adapter of every LoRA layer and nothing else, and checkpoints restore the role of their forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from clara_dist.config.model import Role
+from clara_dist.errors import ModelError
+
+
+class RoleSwitch:
+    """Chooses which role's LoRA runs. One per model; not thread-safe, like the model itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        if not self._layers:
+            raise ModelError("the base model has no LoRA layer", hint="check lora.target_modules")
+        if not hasattr(self._layers[0], "_active_adapter"):
+            raise ModelError("this PEFT keeps its active adapter elsewhere", hint="install the pinned version of peft")
+        self._roles = set(self._layers[0].lora_A)
+        self._active: Role | None = None
+        # Roles whose weights are part of the base matrices: they run with no LoRA at all.
+        self._in_base: Role | None = None
+        self._only_in_base = False
+
+    @property
+    def active(self) -> Role | None:
+        return self._active
+
+    @contextmanager
+    def use(self, role: Role | None) -> Iterator[None]:
+        """Run the body's forward passes as ``role`` (None: leave the choice as it is).
+
+        Raises:
+            ModelError: The model does not have the role, or another role was merged into the base.
+        """
+        previous = self._active
+        self._activate(role)
+        try:
+            yield
+        finally:
+            self._activate(previous)
+
+    def _activate(self, role: Role | None) -> None:
+        if role is None or role == self._active:
+            self._active = role
+            return
+        if role != self._in_base:
+            if role not in self._roles:
+                raise ModelError(f"this model has no {role}", got=f"roles {sorted(self._roles)}")
+            if self._only_in_base:
+                raise ModelError(f"cannot run as {role}: {self._in_base} was merged into the base weights")
+        for layer in self._layers:
+            layer._active_adapter = [role]
+            layer._disable_adapters = role == self._in_base
+        self._active = role
+
+    def checkpoint_function(self) -> Callable[..., Any]:
+        """A gradient-checkpointing function for transformers that recomputes under the role of the forward pass."""
+
+        def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            role = self._active
+
+            def run(*inner: Any, **inner_kwargs: Any) -> Any:
+                with self.use(role):
+                    return function(*inner, **inner_kwargs)
+
+            kwargs.pop("use_reentrant", None)
+            return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+        return checkpointed
+
+    @torch.no_grad()
+    def merge(self, role: Role) -> None:
+        """Fold ``role`` into the base weights and drop every LoRA: no adapter cost, and only this role can run."""
+        self._require_unmerged(role)
+        for layer in self._layers:
+            layer.get_base_layer().weight += layer.get_delta_weight(role)
+            for name in list(layer.lora_A):
+                layer.delete_adapter(name)
+        self._in_base, self._only_in_base = role, True
+        self._roles.clear()
+
+    @torch.no_grad()
+    def fuse(self, merged: Role, kept: Role) -> None:
+        """Fold ``merged`` into the base and rewrite ``kept`` relative to it, so that one copy of the base runs both.
+
+        W + dW_kept = (W + dW_merged) + (dW_kept - dW_merged), and the difference of two rank-r updates is a rank-2r
+        update: A' = [A_kept; A_merged], B' = [B_kept, -B_merged]. The role that decodes token by token pays no adapter;
+        the other, one short pass per question, pays rank 2r. Roles other than the two are dropped.
+        """
+        self._require_unmerged(merged)
+        if kept not in self._roles:
+            raise ModelError(f"this model has no {kept}", got=f"roles {sorted(self._roles)}")
+        for layer in self._layers:
+            layer.get_base_layer().weight += layer.get_delta_weight(merged)
+            down = torch.cat([layer.lora_A[kept].weight, layer.lora_A[merged].weight])
+            scale = layer.scaling[merged] / layer.scaling[kept]
+            up = torch.cat([layer.lora_B[kept].weight, -scale * layer.lora_B[merged].weight], dim=1)
+            for module, weight in ((layer.lora_A[kept], down), (layer.lora_B[kept], up)):
+                module.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+                module.out_features, module.in_features = weight.shape
+            for name in list(layer.lora_A):
+                if name != kept:
+                    layer.delete_adapter(name)
+        self._in_base, self._roles = merged, {kept}
+
+    def _require_unmerged(self, role: Role) -> None:
+        if self._in_base is not None:
+            raise ModelError(f"{self._in_base} is part of the base weights already")
+        if role not in self._roles:
+            raise ModelError(f"this model has no {role}", got=f"roles {sorted(self._roles)}")
+        self._active = None
