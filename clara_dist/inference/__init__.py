@@ -1,0 +1,1 @@
+"""Compress documents, reason over questions, generate answers: the trained model at work. No cluster code."""

@@ -1,0 +1,54 @@
+"""Questions to query vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from clara_dist.errors import TokenizationError
+from clara_dist.inference.buckets import length_buckets
+from clara_dist.model.batch import TextBatch
+from clara_dist.model.clara import Clara
+
+
+class Reasoner:
+    """Turns questions into vectors of the memory space.
+
+    Args:
+        clara: A model with a query reasoner; the same instance may serve the generator.
+        max_batch_tokens: Upper bound of the tokens of one forward pass, padding included.
+    """
+
+    def __init__(self, clara: Clara, max_batch_tokens: int = 16_384) -> None:
+        self.clara = clara
+        self.max_batch_tokens = max_batch_tokens
+        clara.eval()
+
+    @torch.inference_mode()
+    def query(self, questions: Sequence[str]) -> np.ndarray:
+        """Query vectors.
+
+        Returns:
+            float32 [B, M * D], in the order of the questions, not normalised.
+
+        Raises:
+            TokenizationError: A question is longer than the encoder reads. (The reference cuts it in silence.)
+        """
+        tokenizer = self.clara.tokenizer
+        encoded = tokenizer.encode_texts(questions)
+        for question, text in zip(questions, encoded, strict=True):
+            if text.truncated:
+                raise TokenizationError(
+                    "the question is too long for the query reasoner",
+                    got=f"{question[:60]!r}...",
+                    expected=f"at most {self.clara.config.doc_max_tokens} tokens (doc_max_tokens)",
+                    hint="shorten the question",
+                )
+        query_BX = np.empty((len(encoded), self.clara.n_memory_tokens * self.clara.hidden_size), dtype=np.float32)
+        for rows in length_buckets([len(e.ids) for e in encoded], self.max_batch_tokens):
+            batch = TextBatch.from_ids([encoded[row].ids for row in rows], tokenizer.pad_id).to(self.clara.device)
+            memory_BMD = self.clara.encode("query_reasoner", batch).memory_BMD
+            query_BX[rows] = memory_BMD.flatten(1).float().cpu().numpy()
+        return query_BX

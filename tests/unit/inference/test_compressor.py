@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clara_dist.config import Role
+from clara_dist.errors import ModelError
+from clara_dist.inference.compressor import DocumentCompressor
+from clara_dist.inference.reasoner import Reasoner
+from clara_dist.model.batch import TextBatch
+from clara_dist.model.clara import Clara, Encoded
+
+
+def one_by_one(clara: Clara, title: str, text: str) -> np.ndarray:
+    """The plain road: one unpadded document, LoRA unmerged, fp32."""
+    encoded = clara.tokenizer.encode_text(clara.tokenizer.document_text(title, text))
+    with torch.no_grad():
+        return clara.encode("compressor", TextBatch.from_ids([encoded.ids], 0)).memory_BMD[0].numpy()
+
+
+def test_bucketed_equals_one_by_one_in_input_order(
+    clara: Clara, model_dir: Path, documents: list[tuple[str, str]]
+) -> None:
+    expected_SMD = np.stack([one_by_one(clara, *document) for document in documents])
+    compressor = DocumentCompressor(Clara.from_pretrained(model_dir), max_batch_tokens=120)
+    compressed = compressor.compress(documents)
+    assert compressed.memory_SMD.dtype == np.float16
+    # fp16 rounding is at most 2^-11 of the value; before it, merged and bucketed differ by rounding in fp32 alone.
+    np.testing.assert_allclose(compressed.memory_SMD, expected_SMD, rtol=2**-11, atol=1e-5)
+    n_words = np.array([1 + len(text.split()) for _, text in documents])
+    np.testing.assert_array_equal(compressed.n_tokens_S, np.minimum(n_words + 3, 27))
+    np.testing.assert_array_equal(compressed.truncated_S, n_words > 24)
+    assert compressed.truncated_S.any()
+
+
+def test_buckets_change_nothing_but_rounding(model_dir: Path, documents: list[tuple[str, str]]) -> None:
+    """The same merged weights, before rounding to fp16."""
+    compressor = DocumentCompressor(Clara.from_pretrained(model_dir))
+    seen: list[torch.Tensor] = []
+    encode = compressor.clara.encode
+
+    def recording(role: Role, batch: TextBatch) -> Encoded:
+        encoded = encode(role, batch)
+        seen.append(encoded.memory_BMD)
+        return encoded
+
+    compressor.clara.encode = recording  # type: ignore[method-assign]
+    compressor.compress(documents)
+    assert len(seen) == 1
+    for document in documents:
+        compressor.compress([document])
+    bucketed = seen[0][np.argsort(compressor_order(compressor, documents))]
+    torch.testing.assert_close(bucketed, torch.cat(seen[1:]), rtol=0, atol=1e-5)
+
+
+def compressor_order(compressor: DocumentCompressor, documents: list[tuple[str, str]]) -> list[int]:
+    tokenizer = compressor.clara.tokenizer
+    lengths = [len(tokenizer.encode_text(tokenizer.document_text(*d)).ids) for d in documents]
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+
+def test_a_component_beyond_fp16_is_infinite_not_clipped(model_dir: Path) -> None:
+    clara = Clara.from_pretrained(model_dir)
+    with torch.no_grad():
+        clara.base.base_model.norm.weight.fill_(1e6)
+    assert np.isinf(DocumentCompressor(clara).compress([("w1", "w2")]).memory_SMD).any()
+
+
+def test_no_documents(model_dir: Path) -> None:
+    assert DocumentCompressor(Clara.from_pretrained(model_dir)).compress([]).memory_SMD.shape == (0, 3, 32)
+
+
+def test_afterwards_the_model_only_compresses(model_dir: Path) -> None:
+    clara = Clara.from_pretrained(model_dir)
+    DocumentCompressor(clara)
+    with pytest.raises(ModelError, match="query_reasoner"):
+        Reasoner(clara).query(["w1"])
