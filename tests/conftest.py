@@ -1,0 +1,40 @@
+"""What tests of several folders share: one tiny random base LLM and one tiny model on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any test imports a library that reads them: no hub, no thread pools that fight over two cores.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama (D 32, 2 layers) with a Metaspace BPE tokenizer, as `AutoModelForCausalLM` reads it."""
+    from tiny_models import build_base, build_tokenizer
+
+    path = tmp_path_factory.mktemp("base") / "tiny-llama"
+    tokenizer = build_tokenizer("metaspace-first")
+    build_base("llama-tied", len(tokenizer)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_clara_dir(tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory (M = 3, random adapters) on the tiny base. Shared: read it, never write into it."""
+    from clara_dist.config import ClaraConfig, LoraSettings
+    from clara_dist.model import Clara
+    from tiny_models import randomize_adapters
+
+    config = ClaraConfig(base_model=str(tiny_base_dir), n_memory_tokens=3, doc_max_tokens=24, lora=LoraSettings(r=4))
+    clara = Clara.from_base(config)
+    randomize_adapters(clara)
+    path = tmp_path_factory.mktemp("clara") / "model"
+    clara.save_pretrained(path)
+    return path
