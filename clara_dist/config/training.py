@@ -39,9 +39,9 @@ class EngineConfig(Config):
 class CandidateConfig(Config):
     """Where the joint stage's candidates come from.
 
-    ``given``: the example's own list (ragged lists allowed). ``corpus``: the current top ``n`` of the whole store by the
-    reasoner that is being trained, gold neither known nor forced in. ``mixed``: ``corpus`` in a share of the batches.
-    ``where`` restricts the corpus to rows whose metadata column holds one of the values.
+    ``given``: the example's own list (ragged lists allowed). ``corpus``: the current top ``n`` of the whole store by
+    the reasoner that is being trained, gold neither known nor forced in. ``mixed``: ``corpus`` in a share of the
+    batches. ``where`` restricts the corpus to rows whose metadata column holds one of the values.
     """
 
     source: Literal["given", "corpus", "mixed"] = "given"
@@ -56,7 +56,8 @@ class StageConfig(Config):
     Attributes:
         data: Examples (jsonl); ``seed`` and ``shuffle`` decide their order.
         batch_size: Examples per optimiser step, over all workers and accumulation steps.
-        base_dir: Stage ``base`` only: directory with a ``config.json`` and a tokenizer (weights optional); the trained base is written to ``output``.
+        base_dir: Stage ``base`` only: directory with a ``config.json`` and a tokenizer; the trained base is written to
+            ``output``.
         output: Where the stage's model goes; None means ``RUN_DIR/STAGE/model``.
         store: Stage ``joint`` only: the memory store, written by this model's compressor.
         top_k: K of the joint stage. ``estimator`` None means sequential at K = 1, leave_own_out above.
@@ -105,8 +106,8 @@ class TrainConfig(Config):
 
     Attributes:
         run_dir: Checkpoints, logs and models go here; shared by all workers.
-        model: A model directory to start from, or the description of a new model on ``base_model``; the base may be the output of a
-            ``base`` stage of this run.
+        model: A model directory to start from, or the description of a new model on ``base_model``; the base may be
+            the output of a ``base`` stage of this run.
         workers: Data-parallel workers. ``use_gpu`` None means: if the cluster has GPUs.
         threads_per_worker: torch threads of a CPU worker; two contending threads were 5x slower than one.
     """
@@ -127,5 +128,8 @@ class TrainConfig(Config):
         for stage in self.stages:
             parts = self.workers * stage.gradient_accumulation
             if stage.batch_size % parts:
-                raise ValueError(f"stage {stage.stage}: batch_size {stage.batch_size} is not divisible by workers x gradient_accumulation = {parts}")
+                raise ValueError(
+                    f"stage {stage.stage}: batch_size {stage.batch_size} is not divisible by "
+                    f"workers x gradient_accumulation = {parts}"
+                )
         return self

@@ -1,7 +1,7 @@
 """Import of the checkpoints published with the paper.
 
-Source: the published layout (``config.json``, ``adapters.pth``, ``decoder_first_last_layers.pth``). No code of theirs is
-run; ``torch.load`` reads tensors only.
+Source: the published layout (``config.json``, ``adapters.pth``, ``decoder_first_last_layers.pth``). No code of theirs
+is run; ``torch.load`` reads tensors only.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def import_apple(
     Args:
         path: Directory with the three files (a ``compression-16`` like sub-folder).
         base_model: The base LLM; the recorded name is often a path on the authors' machine, so it is not used.
+        dtype: Of the base.
+        device: Where the model goes.
 
     Raises:
         CheckpointError: A file is missing or holds anything but tensors, an adapter is unknown, or the checkpoint's

@@ -51,8 +51,8 @@ class PromptBatch:
     Attributes:
         input_ids_BL: int64, right-padded.
         lengths_B: int64, real length of each row.
-        memory_index_S: int64, flat positions (``row * L + column``) of the memory slots, row-major; S = sum over rows of
-            k * M. They are overwritten by memories.
+        memory_index_S: int64, flat positions (``row * L + column``) of the memory slots, row-major; S = sum over
+            rows of k * M. They are overwritten by memories.
         predict_index_P: int64, flat positions whose hidden state predicts a supervised token.
         labels_P: int64, the supervised tokens (the answer and its EOS), row-major.
     """

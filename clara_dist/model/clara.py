@@ -53,6 +53,7 @@ class Clara(nn.Module):
             them; without them the generator cannot emit an added token.
     """
 
+    frame_rows: Tensor
     head_rows: Tensor | None
 
     def __init__(
@@ -221,9 +222,7 @@ class Clara(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass, under the role of its forward pass."""
-        self.base._set_gradient_checkpointing(
-            enable=True, gradient_checkpointing_func=self.roles.checkpoint_function()
-        )
+        self.base._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=self.roles.checkpoint_function())
 
     def merge(self, role: Role) -> None:
         """Fold one role into the base for inference; afterwards only it can run, at no LoRA cost."""

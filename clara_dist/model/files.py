@@ -133,4 +133,4 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read {path}", got=error, hint="the model directory is incomplete or damaged") from error
+        raise ModelError(f"cannot read {path}", got=error, hint="the model directory is incomplete") from error

@@ -5,9 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, eq=False)
+class _FramedBackend:
+    sentinel: str
+    backend: Tokenizer
 
 
 class PlainTextEncoder:
@@ -22,26 +29,29 @@ class PlainTextEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         tree = json.loads(tokenizer.backend_tokenizer.to_str())
         tree["truncation"] = tree["padding"] = None
-        self._backend = Tokenizer.from_str(json.dumps(tree))
-        self._backend.encode_special_tokens = True  # "do not match special tokens", despite its name
+        self._json = json.dumps(tree)
         unknown = tokenizer.unk_token_id
-        self._special_ids = {
-            i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i != unknown
-        }
-        self._sentinels: list[tuple[str, int]] = []
+        self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i != unknown}
+        self._framed: list[_FramedBackend] = []
 
     def encode(self, text: str, *, at_start: bool = False) -> list[int]:
         """Ids of ``text``; ``at_start`` says that nothing, not even a special token, stands before it."""
         return self.encode_batch([text], at_start=at_start)[0]
 
     def encode_batch(self, texts: Sequence[str], *, at_start: bool = False) -> list[list[int]]:
-        if at_start:
-            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-            return [self._checked(text, e, 0, 0) for text, e in zip(texts, encodings, strict=True)]
-        chosen = [self._sentinel_for(text) for text in texts]
-        framed = [sentinel + text for sentinel, text in zip(chosen, texts, strict=True)]
-        encodings = self._backend.encode_batch(framed, add_special_tokens=False)
-        return [self._checked(t, e, 1, len(s)) for t, e, s in zip(texts, encodings, chosen, strict=True)]
+        """`encode` of many texts, in parallel."""
+        chosen = [self._backend_for(text) for text in texts]
+        encodings: list[Encoding | None] = [None] * len(texts)
+        for framed in set(chosen):  # one, unless a text contains the first sentinel
+            rows = [i for i, other in enumerate(chosen) if other is framed]
+            inputs = [texts[i] if at_start else framed.sentinel + texts[i] for i in rows]
+            for i, encoding in zip(rows, framed.backend.encode_batch(inputs, add_special_tokens=False), strict=True):
+                encodings[i] = encoding
+        return [
+            self._checked(text, encoding, 0 if at_start else 1, 0 if at_start else len(framed.sentinel))
+            for text, encoding, framed in zip(texts, encodings, chosen, strict=True)
+            if encoding is not None
+        ]
 
     def _checked(self, text: str, encoding: Encoding, skip: int, offset: int) -> list[int]:
         ids = list(encoding.ids[skip:])
@@ -54,13 +64,15 @@ class PlainTextEncoder:
         middle = start + max(1, (end - start) // 2)
         return self.encode(text[:middle], at_start=skip == 0) + self.encode(text[middle:])
 
-    def _sentinel_for(self, text: str) -> str:
-        for i in itertools.count():
-            if i == len(self._sentinels):
-                # Private-use characters: no tokenizer has them as a token, and hardly a text contains them.
-                token = AddedToken(f"\ue0c1{i}\ue0c2", special=False, normalized=False, lstrip=False, rstrip=False)
-                self._backend.add_tokens([token])
-                self._sentinels.append((token.content, self._backend.token_to_id(token.content)))
-            if self._sentinels[i][0] not in text:
-                return self._sentinels[i][0]
-        raise AssertionError("unreachable: a text is finite")
+    def _backend_for(self, text: str) -> _FramedBackend:
+        for framed in self._framed:
+            if framed.sentinel not in text:
+                return framed
+        # Private-use characters: no tokenizer has them as a token, and hardly a text contains them. Each sentinel has a
+        # backend of its own, because an added token is matched wherever it stands.
+        sentinel = next(s for i in itertools.count() if (s := f"\ue0c1{i}\ue0c2") not in text)
+        backend = Tokenizer.from_str(self._json)
+        backend.encode_special_tokens = True  # "do not match special tokens", despite its name
+        backend.add_tokens([AddedToken(sentinel, special=False, normalized=False)])
+        self._framed.append(_FramedBackend(sentinel, backend))
+        return self._framed[-1]

@@ -1,7 +1,7 @@
 """The generator's prompts: a chat template around memory slots, tokenised as one string.
 
-Sources: the published prompt of the reference checkpoints (system prompt, ``Background:``, ``Question:``), whose ids are
-reproduced exactly. Deliberate difference: what a client wrote (question, answer, document text) is never read as
+Source: the published prompt of the reference checkpoints (system prompt, ``Background:``, ``Question:``), whose ids
+are reproduced exactly. Deliberate difference: what a client wrote (question, answer, document text) is never read as
 special tokens, and a prompt is never cut; one that is too long is an error.
 """
 
@@ -30,6 +30,7 @@ _FIELD = re.compile("\ue0c3(question|answer|text)\ue0c4")
 
 
 def field(name: str) -> str:
+    """The mark, in a user message, of a place for client text."""
     return f"\ue0c3{name}\ue0c4"
 
 
@@ -42,7 +43,7 @@ class _Part:
 
 
 class PromptTemplate:
-    """Renders messages by the base model's own chat template and turns them into ids.
+    r"""Renders messages by the base model's own chat template and turns them into ids.
 
     Without a chat template, a plain one is used: ``bos system \\n\\n user \\n\\nAnswer: answer eos``. Templates without
     a system role get system and user joined by a newline. Thinking switches are set off where they exist.

@@ -58,10 +58,10 @@ class RoleSwitch:
             self._active = role
             return
         if role != self._in_base:
-            if role not in self._roles:
-                raise ModelError(f"this model has no {role}", got=f"roles {sorted(self._roles)}")
             if self._only_in_base:
                 raise ModelError(f"cannot run as {role}: {self._in_base} was merged into the base weights")
+            if role not in self._roles:
+                raise ModelError(f"this model has no {role}", got=f"roles {sorted(self._roles)}")
         for layer in self._layers:
             layer._active_adapter = [role]
             layer._disable_adapters = role == self._in_base
@@ -88,8 +88,7 @@ class RoleSwitch:
         self._require_unmerged(role)
         for layer in self._layers:
             layer.get_base_layer().weight += layer.get_delta_weight(role)
-            for name in list(layer.lora_A):
-                layer.delete_adapter(name)
+            _delete_adapters(layer, keep=None)
         self._in_base, self._only_in_base = role, True
         self._roles.clear()
 
@@ -112,9 +111,7 @@ class RoleSwitch:
             for module, weight in ((layer.lora_A[kept], down), (layer.lora_B[kept], up)):
                 module.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
                 module.out_features, module.in_features = weight.shape
-            for name in list(layer.lora_A):
-                if name != kept:
-                    layer.delete_adapter(name)
+            _delete_adapters(layer, keep=kept)
         self._in_base, self._roles = merged, {kept}
 
     def _require_unmerged(self, role: Role) -> None:
@@ -123,3 +120,10 @@ class RoleSwitch:
         if role not in self._roles:
             raise ModelError(f"this model has no {role}", got=f"roles {sorted(self._roles)}")
         self._active = None
+
+
+def _delete_adapters(layer: LoraLayer, keep: Role | None) -> None:
+    layer._active_adapter = []  # PEFT warns when it deletes the active one
+    for name in list(layer.lora_A):
+        if name != keep:
+            layer.delete_adapter(name)
