@@ -10,7 +10,7 @@ from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.clara import Clara
 
-QUESTIONS = ["w1 w2 w3 w4 w5", "w6", "w7 w8 w9", "w10 w11"]
+QUESTIONS = ["Who built the lighthouse at Cape Merrow?", "rain", "Ada Tolliver, an engineer.", "rain gauges"]
 
 
 @pytest.fixture
@@ -87,18 +87,18 @@ def test_streamed_pieces_join_to_the_text(clara: Clara, memories: list[torch.Ten
 
 def test_the_reasoner_may_run_between_two_pieces(clara: Clara, memories: list[torch.Tensor]) -> None:
     generator, reasoner = Generator(clara), Reasoner(clara)
-    alone = reasoner.query(["w1 w2"])
+    alone = reasoner.query(["Who built the lighthouse?"])
     stream = generator.generate_stream(QUESTIONS[:1], memories[:1], max_tokens=6)
     pieces = []
     for piece in stream:
         pieces.append(piece.text)
-        assert (reasoner.query(["w1 w2"]) == alone).all()
+        assert (reasoner.query(["Who built the lighthouse?"]) == alone).all()
     assert "".join(pieces) == generator.generate(QUESTIONS[:1], memories[:1], max_tokens=6)[0].text
 
 
 def test_sampling_follows_the_distribution_and_the_seed(clara: Clara) -> None:
     generator = Generator(clara)
-    prompt = clara.tokenizer.prompt("w1", 0)
+    prompt = clara.tokenizer.prompt("rain", 0)
     with torch.no_grad(), clara.role("generator"):
         logits_V = clara.logits(clara.body(clara.embed(torch.tensor([prompt])))[0, -1])
     n = 4000
@@ -123,4 +123,4 @@ def test_memories_must_match_the_questions(clara: Clara, memories: list[torch.Te
 
 def test_answers_beyond_the_context_are_refused(clara: Clara) -> None:
     with pytest.raises(TokenizationError, match="context"):
-        Generator(clara).generate(["w1"], max_tokens=256)
+        Generator(clara).generate(["rain"], max_tokens=100_000)
