@@ -1,0 +1,1 @@
+"""Corpora and examples: readers, validation, resumable order; the demo world."""

@@ -1,0 +1,147 @@
+"""Corpora of one JSON object per line: documents (jsonl, BEIR) and CLaRa training rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from clara_dist.data.corpus.units import CorpusUnit, RowFormat
+from clara_dist.data.documents import (
+    TEXT_FIELDS,
+    BadRow,
+    Document,
+    Reject,
+    checked_text,
+    content_id,
+    document_from_row,
+    excerpt_of,
+)
+from clara_dist.data.json_lines import iter_lines, open_bytes, parse_object, skip_bom
+from clara_dist.errors import DataError
+
+_CHUNK_BYTES = 4 * 1024**2
+_ROWS_TO_DETECT = 100
+
+
+@dataclass(frozen=True)
+class LineRange:
+    """Consecutive lines: bytes ``start`` to ``stop`` of the decompressed file, and their content hash."""
+
+    start: int
+    stop: int
+    first_line: int
+    n_lines: int
+    digest: str
+
+
+def detect_line_format(path: str, max_line_bytes: int) -> RowFormat:
+    """Tell documents from CLaRa training rows by the first row that is a JSON object, among the first 100.
+
+    Raises:
+        DataError: The file cannot be read, has no rows, or is one JSON array.
+    """
+    heads: list[bytes] = []
+    with open_bytes(path) as stream:
+        skip_bom(stream)
+        for _, line in islice(iter_lines(stream, max_line_bytes=max_line_bytes), _ROWS_TO_DETECT):
+            try:
+                row = parse_object(line)
+            except BadRow:
+                heads.append((line or b"").lstrip()[:1])
+                continue
+            return "clara" if "docs" in row and not any(name in row for name in TEXT_FIELDS) else "jsonl"
+    if not heads:
+        raise DataError(f"{path} is empty: it has no rows")
+    if heads[0] == b"[":
+        raise DataError(f"{path} is a JSON array", expected="JSON lines: one object per line")
+    return "jsonl"
+
+
+def plan_lines(path: str, rows_per_unit: int) -> list[LineRange]:
+    """Cut a file into ranges of ``rows_per_unit`` lines, in one sequential pass and with flat memory.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    ranges: list[LineRange] = []
+    with open_bytes(path) as stream:
+        start = position = skip_bom(stream)
+        first_line, n_lines, last_byte = 1, 0, b""
+        digest = hashlib.blake2b(digest_size=16)
+        while chunk := stream.read(_CHUNK_BYTES):
+            newlines = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
+            cut = 0
+            # Counting on from the lines of earlier chunks, every rows_per_unit-th newline closes a range.
+            for newline in newlines[rows_per_unit - 1 - n_lines :: rows_per_unit].tolist():
+                digest.update(memoryview(chunk)[cut : newline + 1])
+                cut = newline + 1
+                ranges.append(LineRange(start, position + cut, first_line, rows_per_unit, digest.hexdigest()))
+                start, first_line = position + cut, first_line + rows_per_unit
+                digest = hashlib.blake2b(digest_size=16)
+            digest.update(memoryview(chunk)[cut:])
+            n_lines = (n_lines + len(newlines)) % rows_per_unit
+            position += len(chunk)
+            last_byte = chunk[-1:]
+    if position > start:
+        n_lines += last_byte != b"\n"
+        ranges.append(LineRange(start, position, first_line, n_lines, digest.hexdigest()))
+    return ranges
+
+
+def read_lines(unit: CorpusUnit) -> Iterator[tuple[int, Document | Reject]]:
+    """Yield (line number, document or reject) of a ``jsonl`` or ``clara`` unit.
+
+    Raises:
+        DataError: The file cannot be read, or (after the last row) its bytes are not those that were planned.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with open_bytes(unit.path) as stream:
+        # In a gzip file this decompresses all that lies before: for a big corpus use several files or none compressed.
+        stream.seek(unit.start)
+        for number, line in iter_lines(
+            stream,
+            first_line=unit.first_line,
+            n_bytes=unit.stop - unit.start,
+            max_line_bytes=unit.max_line_bytes,
+            digest=digest,
+        ):
+            for item in _items_of_line(line, unit.format):
+                if isinstance(item, Document):
+                    yield number, item
+                else:
+                    yield number, Reject(unit.path, number, item.reason, item.doc_id, excerpt_of(line or b""))
+    if digest.hexdigest() != unit.digest:
+        raise DataError(
+            f"{unit.path} was changed while it was being read",
+            got=f"other bytes from line {unit.first_line} on than when the work was planned",
+            hint="run the command again on a corpus that stays as it is",
+        )
+
+
+def _items_of_line(line: bytes | None, row_format: RowFormat) -> Iterator[Document | BadRow]:
+    try:
+        row = parse_object(line)
+        if row_format == "jsonl":
+            yield document_from_row(row)
+        else:
+            yield from _documents_of_training_row(row)
+    except BadRow as bad:
+        yield bad
+
+
+def _documents_of_training_row(row: dict[str, Any]) -> Iterator[Document | BadRow]:
+    texts = row.get("docs")
+    if not isinstance(texts, list) or not texts:
+        raise BadRow("missing docs" if texts is None else "docs is not a list of texts, or an empty one")
+    for position, text in enumerate(texts):
+        try:
+            text = checked_text(f"docs[{position}]", text)
+        except BadRow as bad:  # the row's other documents are as good as before
+            yield bad
+        else:
+            yield Document(content_id(text), "", text)
