@@ -1,0 +1,24 @@
+"""Evaluation: retrieval methods and answers, compared on the same questions."""
+
+from clara_dist.evaluation.answers import AnswerScores, mean_scores, normalized_words, score_answer
+from clara_dist.evaluation.baselines import Bm25Ranker
+from clara_dist.evaluation.evaluate import CLOSED_BOOK, ORACLE, evaluate
+from clara_dist.evaluation.rankers import LatentRanker, Ranker
+from clara_dist.evaluation.report import AnswerRecord, EvaluationReport, MethodScores, ScopeScores
+
+__all__ = [
+    "CLOSED_BOOK",
+    "ORACLE",
+    "AnswerRecord",
+    "AnswerScores",
+    "Bm25Ranker",
+    "EvaluationReport",
+    "LatentRanker",
+    "MethodScores",
+    "Ranker",
+    "ScopeScores",
+    "evaluate",
+    "mean_scores",
+    "normalized_words",
+    "score_answer",
+]

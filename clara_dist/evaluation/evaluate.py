@@ -1,0 +1,173 @@
+"""Retrieval and answers of several methods on the same questions, read by the same generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from clara_dist.core import recall_at_k
+from clara_dist.data.questions import EvalQuestion
+from clara_dist.errors import DataError
+from clara_dist.evaluation.answers import mean_scores, score_answer
+from clara_dist.evaluation.rankers import Corpus, Ranker, known_rows
+from clara_dist.evaluation.report import AnswerRecord, EvaluationReport, MethodScores, Scope, ScopeScores
+
+ORACLE = "oracle"
+CLOSED_BOOK = "closed book"
+
+DocIds = tuple[str, ...]
+# What is read for one question: its position in the list of questions, and the documents, best first.
+Reading = tuple[int, DocIds]
+
+
+class HasText(Protocol):
+    """One generated answer."""
+
+    @property
+    def text(self) -> str: ...
+
+
+class AnswerGenerator(Protocol):
+    """Answers from memories, such as `clara_dist.inference.generator.Generator`; must be deterministic."""
+
+    def generate(
+        self, questions: Sequence[str], memory_BKMD: Sequence[Tensor] | None, *, max_tokens: int
+    ) -> Sequence[HasText]: ...
+
+
+def evaluate(
+    questions: Sequence[EvalQuestion],
+    corpus: Corpus,
+    rankers: Mapping[str, Ranker],
+    generator: AnswerGenerator,
+    *,
+    top_k: int = 1,
+    recall_at: Sequence[int] = (1, 3, 5),
+    max_tokens: int = 32,
+    batch_size: int = 64,
+) -> EvaluationReport:
+    """Compare retrieval methods by Recall@k and by the answers that one generator gives from what they found.
+
+    Every method's documents are read by the same generator, so that rows differ by retrieval alone. Two rows frame
+    them: the oracle reads the right documents (all of a question's positives), and ``closed book`` reads none.
+
+    Args:
+        questions: With positives; candidates in all or in none.
+        corpus: The memory store.
+        rankers: Row name -> method, in the table's order.
+        generator: Reads memories, greedily.
+        top_k: Documents read per question.
+        recall_at: The k of Recall@k.
+        max_tokens: Longest answer.
+        batch_size: Questions whose memories are held at once.
+
+    Raises:
+        DataError: There are no questions, a question has fewer candidates than ``top_k``, or names a document that the
+            store lacks.
+    """
+    scopes = _scopes(questions, top_k)
+    positives = [question.positives for question in questions]
+    known_rows(corpus, positives)
+    depth = max(top_k, *recall_at)
+    ranked = {
+        (name, scope): _rank(ranker, scope, questions, depth) for name, ranker in rankers.items() for scope in scopes
+    }
+    read = {key: [doc_ids[:top_k] for doc_ids in ranking] for key, ranking in ranked.items()}
+    for scope in scopes:
+        read[ORACLE, scope] = positives
+        read[CLOSED_BOOK, scope] = [()] * len(questions)
+    answers = _answers(questions, corpus, generator, read.values(), max_tokens, batch_size)
+
+    records = {key: _records(questions, *key, doc_ids_B, answers) for key, doc_ids_B in read.items()}
+    scores = {
+        key: ScopeScores(
+            recall={k: fmean(recall_at_k(ranked[key], positives, k)) for k in recall_at} if key in ranked else None,
+            answers=mean_scores([record.scores for record in of_key]),
+        )
+        for key, of_key in records.items()
+    }
+    n_candidates = [len(question.candidates) for question in questions]
+    return EvaluationReport(
+        n_questions=len(questions),
+        n_documents=corpus.n_documents,
+        n_candidates=(min(n_candidates), max(n_candidates)) if "candidates" in scopes else None,
+        top_k=top_k,
+        recall_at=tuple(recall_at),
+        max_tokens=max_tokens,
+        methods=tuple(
+            MethodScores(name, scores.get((name, "candidates")), scores[name, "corpus"])
+            for name in (*rankers, ORACLE, CLOSED_BOOK)
+        ),
+        records=tuple(record for of_key in records.values() for record in of_key),
+    )
+
+
+def _scopes(questions: Sequence[EvalQuestion], top_k: int) -> list[Scope]:
+    if not questions:
+        raise DataError("there are no questions to evaluate on")
+    if not any(question.candidates for question in questions):
+        return ["corpus"]
+    for question in questions:
+        if len(question.candidates) < top_k:
+            raise DataError(
+                f"question {question.question_id!r} has fewer candidates than are to be read",
+                got=len(question.candidates),
+                expected=f"at least {top_k} (top_k)",
+            )
+    return ["candidates", "corpus"]
+
+
+def _rank(ranker: Ranker, scope: Scope, questions: Sequence[EvalQuestion], depth: int) -> list[DocIds]:
+    rank = ranker.in_corpus if scope == "corpus" else ranker.among_candidates
+    return rank(questions, depth)
+
+
+def _answers(
+    questions: Sequence[EvalQuestion],
+    corpus: Corpus,
+    generator: AnswerGenerator,
+    read: Iterable[Sequence[DocIds]],
+    max_tokens: int,
+    batch_size: int,
+) -> dict[Reading, str]:
+    """Every distinct reading is generated once: methods that read the same get the same answer, and it is cheaper."""
+    distinct = dict.fromkeys((i, doc_ids) for doc_ids_B in read for i, doc_ids in enumerate(doc_ids_B))
+    answers: dict[Reading, str] = {}
+    for with_memory in (True, False):
+        readings = [reading for reading in distinct if bool(reading[1]) == with_memory]
+        for start in range(0, len(readings), batch_size):
+            batch = readings[start : start + batch_size]
+            rows = known_rows(corpus, [doc_ids for _, doc_ids in batch])
+            generated = generator.generate(
+                [questions[i].question for i, _ in batch],
+                [torch.from_numpy(corpus.take_memory(rows_K)) for rows_K in rows] if with_memory else None,
+                max_tokens=max_tokens,
+            )
+            answers.update(zip(batch, (answer.text for answer in generated), strict=True))
+    return answers
+
+
+def _records(
+    questions: Sequence[EvalQuestion],
+    method: str,
+    scope: Scope,
+    doc_ids_B: Sequence[DocIds],
+    answers: Mapping[Reading, str],
+) -> list[AnswerRecord]:
+    return [
+        AnswerRecord(
+            question_id=question.question_id,
+            question=question.question,
+            method=method,
+            scope=scope,
+            doc_ids=doc_ids,
+            answer=answers[i, doc_ids],
+            right_answers=question.answers,
+            scores=score_answer(answers[i, doc_ids], question.answers),
+        )
+        for i, (question, doc_ids) in enumerate(zip(questions, doc_ids_B, strict=True))
+    ]

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clara_dist.data.questions import EvalQuestion, read_questions
+from clara_dist.errors import DataError
+
+GOOD = {"question_id": "q1", "question": "Where?", "answer": "Oslo", "positives": ["a"], "candidates": ["b", "a"]}
+
+
+def _write(path: Path, *rows: object) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_one_answer_or_several(tmp_path):
+    second = {**GOOD, "question_id": "q2", "answer": ["Oslo", "Kristiania"], "positives": ["a", "c"], "other": 1}
+    assert read_questions(_write(tmp_path / "q.jsonl", GOOD, "", second)) == [
+        EvalQuestion("q1", "Where?", ("Oslo",), ("a",), ("b", "a")),
+        EvalQuestion("q2", "Where?", ("Oslo", "Kristiania"), ("a", "c"), ("b", "a")),
+    ]
+
+
+def test_candidates_may_be_left_out(tmp_path):
+    row = {name: value for name, value in GOOD.items() if name != "candidates"}
+    assert read_questions(_write(tmp_path / "q.jsonl", row, {**row, "question_id": "q2"}))[1].candidates == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"question_id": None}, "question_id is null"),
+        ({"question_id": "q1"}, "question_id 'q1' is that of line 1"),
+        ({"question": " "}, "question is only white space"),
+        ({"answer": None}, "answer must be a list that is not empty"),
+        ({"answer": []}, "answer must be a list that is not empty"),
+        ({"answer": ["x", ""]}, "answer[1] is empty"),
+        ({"positives": "a"}, "positives must be a list"),
+        ({"positives": [7]}, "positives[0] is a number, not a string"),
+        ({"candidates": ["a", "b", "a"]}, "candidates has 'a' twice"),
+        ({"candidates": None}, "candidates must be given in all rows or in none"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path, change, reason):
+    path = _write(tmp_path / "q.jsonl", GOOD, {**GOOD, "question_id": "q2", **change})
+    with pytest.raises(DataError) as raised:
+        read_questions(path)
+    assert f"{path}, line 2: " in str(raised.value)
+    assert reason in str(raised.value)
+
+
+def test_no_questions(tmp_path):
+    with pytest.raises(DataError, match="has no questions"):
+        read_questions(_write(tmp_path / "q.jsonl"))
+    with pytest.raises(DataError, match=r"line 1: .*invalid JSON"):
+        read_questions(_write(tmp_path / "q.jsonl", "{"))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from clara_dist.evaluation import AnswerScores, mean_scores, normalized_words, score_answer
+
+
+def test_normalisation():
+    assert normalized_words("The  Cat's, a HAT!\nan Ápple (theatre)") == ["cats", "hat", "ápple", "theatre"]
+    assert normalized_words("the") == []
+    # Punctuation goes before the articles do, as in SQuAD's script: "a.m." is the word "am", "U.S.A" is "usa".
+    assert normalized_words("a.m. U.S.A") == ["am", "usa"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "expected"),
+    [
+        ("The Eiffel Tower.", ["eiffel tower"], (1.0, 1.0, 1.0)),
+        # shared 2 of 3 and 2 of 2: 2 * 2 / (3 + 2)
+        ("big Eiffel Tower", ["Eiffel Tower"], (0.0, 0.8, 1.0)),
+        # shared 1 of 1 and 1 of 2
+        ("tower", ["Eiffel Tower"], (0.0, 2 / 3, 0.0)),
+        ("party", ["art"], (0.0, 0.0, 0.0)),
+        ("Tower Eiffel", ["Eiffel Tower"], (0.0, 1.0, 0.0)),
+        # each figure takes the spelling that fits best: "york" covers, "new york city" has F1 2 * 2 / (2 + 3)
+        ("new york", ["york", "new york city"], (0.0, 0.8, 1.0)),
+        # "x" is shared as often as both have it: min(3, 2) = 2 of 3 and of 2
+        ("x x x", ["x x"], (0.0, 0.8, 1.0)),
+        ("", ["Oslo"], (0.0, 0.0, 0.0)),
+        ("Oslo", ["The"], (0.0, 0.0, 0.0)),
+        ("the", ["a"], (1.0, 1.0, 1.0)),
+    ],
+)
+def test_scores_by_hand(answer, right, expected):
+    scores = score_answer(answer, right)
+    assert (scores.exact_match, scores.f1, scores.cover_match) == pytest.approx(expected)
+
+
+def test_means():
+    mean = mean_scores([AnswerScores(1.0, 1.0, 1.0), AnswerScores(0.0, 0.5, 1.0), AnswerScores(0.0, 0.0, 1.0)])
+    assert (mean.exact_match, mean.f1, mean.cover_match) == pytest.approx((1 / 3, 0.5, 1.0))

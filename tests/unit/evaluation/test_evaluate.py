@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clara_dist.data.questions import EvalQuestion
+from clara_dist.errors import DataError
+from clara_dist.evaluation import Bm25Ranker, LatentRanker, evaluate
+
+
+@pytest.fixture
+def rankers(store, reasoner):
+    return {"BM25": Bm25Ranker(store, lambda title, text: text), "joint STE": LatentRanker(reasoner, store, store)}
+
+
+def test_every_figure_by_hand(store, questions, rankers, generator):
+    report = evaluate(questions, store, rankers, generator, max_tokens=7, batch_size=2)
+    joint = report["joint STE"]
+    # Candidates, best first: fjord oslo rome | rome lima bern | lima oslo bern.
+    assert joint.candidates.recall == pytest.approx({1: (0 + 1 + 0.5) / 3, 3: 1.0, 5: 1.0})
+    # Corpus: fjord oslo lima | rome fjord lima | lima rome oslo fjord/bern...: bern is fourth.
+    assert joint.corpus.recall == pytest.approx({1: 0.5, 3: (1 + 1 + 0.5) / 3, 5: 1.0})
+    # Answers: fjord (wrong), rome (right), lima (one of two words: F1 2 * 1 / (1 + 2)).
+    for scope in (joint.candidates, joint.corpus):
+        assert scope.answers.exact_match == pytest.approx(1 / 3)
+        assert scope.answers.f1 == pytest.approx((0 + 1 + 2 / 3) / 3)
+    oracle = report["oracle"]
+    assert oracle.candidates.recall is None
+    assert oracle.corpus.answers.exact_match == 1.0  # reads both positives of question 3
+    assert report["closed book"].corpus.answers.exact_match == 0.0
+    assert report["BM25"].corpus.recall[1] == pytest.approx((1 + 1 + 0) / 3)
+    assert [row.method for row in report.methods] == ["BM25", "joint STE", "oracle", "closed book"]
+
+
+def test_equal_readings_are_generated_once(store, questions, rankers, generator):
+    report = evaluate(questions, store, rankers, generator, max_tokens=7, batch_size=2)
+    distinct = {(record.question_id, record.doc_ids) for record in report.records}
+    assert generator.n_asked == len(distinct) < len(report.records) == 4 * 2 * 3
+    assert generator.largest_batch == 2
+
+
+def test_top_k_documents_are_read_best_first(store, questions, rankers, generator):
+    report = evaluate(questions, store, rankers, generator, top_k=2, recall_at=(2,), max_tokens=7)
+    answers = {(r.method, r.scope, r.question_id): r.answer for r in report.records}
+    assert answers["joint STE", "corpus", "q1"] == "fjord oslo"
+    assert answers["joint STE", "candidates", "q3"] == "lima oslo"
+    assert answers["oracle", "corpus", "q3"] == "lima bern"
+    assert answers["closed book", "corpus", "q3"] == "nothing"
+    assert report["joint STE"].corpus.answers.cover_match == pytest.approx(2 / 3)
+
+
+def test_without_candidates_there_is_no_such_column(store, questions, rankers, generator):
+    bare = [EvalQuestion(q.question_id, q.question, q.answers, q.positives) for q in questions]
+    report = evaluate(bare, store, rankers, generator, max_tokens=7)
+    assert report["joint STE"].candidates is None
+    assert report.n_candidates is None
+    assert "given" not in report.table()
+    assert report["joint STE"].corpus.recall[1] == 0.5
+
+
+def test_table_and_files(store, questions, rankers, generator, tmp_path):
+    report = evaluate(questions, store, {"joint STE": rankers["joint STE"]}, generator, max_tokens=7)
+    assert report.table().splitlines() == [
+        "                       3 given candidates               all 5 documents",
+        "                 R@1    R@3    R@5     EM      R@1    R@3    R@5     EM",
+        "-----------------------------------------------------------------------",
+        "joint STE      0.500  1.000  1.000  0.333    0.500  0.833  1.000  0.333",
+        "oracle             -      -      -  1.000        -      -      -  1.000",
+        "closed book        -      -      -  0.000        -      -      -  0.000",
+        "3 questions; answers read the best document; sampling error at most 0.289",
+    ]
+    report.write(tmp_path / "out")
+    tree = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert tree["methods"][0]["corpus"]["recall"] == {"1": 0.5, "3": pytest.approx(5 / 6), "5": 1.0}
+    assert (tree["n_questions"], tree["n_documents"], tree["n_candidates"], tree["top_k"]) == (3, 5, [3, 3], 1)
+    assert "records" not in tree
+    lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * 2 * 3
+    assert lines[0]["doc_ids"] == ["fjord"]
+    assert lines[0]["scores"] == {"exact_match": 0.0, "f1": 0.0, "cover_match": 0.0}
+    assert (tmp_path / "out" / "table.txt").read_text() == report.table() + "\n"
+
+
+def test_what_cannot_be_evaluated_is_said(store, questions, rankers, generator):
+    with pytest.raises(DataError, match="no questions"):
+        evaluate([], store, rankers, generator)
+    with pytest.raises(DataError, match="'q1' has fewer candidates"):
+        evaluate(questions, store, rankers, generator, top_k=4)
+    stranger = EvalQuestion("q9", "Where?", ("x",), ("paris",), ("oslo", "rome", "lima"))
+    with pytest.raises(DataError, match="'paris'"):
+        evaluate([*questions, stranger], store, rankers, generator)
