@@ -1,0 +1,117 @@
+"""The messages of the HTTP interface, for the server and its client."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _question(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    # JSON's escapes can spell half a surrogate pair; that is no Unicode text, and no tokenizer takes it.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("must not contain lone surrogates")
+    return text
+
+
+Question = Annotated[str, AfterValidator(_question)]
+
+
+class RetrieveRequest(BaseModel):
+    """``POST /v1/retrieve``. A field that is left out takes the server's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    question: Question
+    top_k: int | None = Field(None, ge=1)
+
+
+class AnswerRequest(RetrieveRequest):
+    """``POST /v1/answers``."""
+
+    max_tokens: int | None = Field(None, ge=1)
+
+
+class Reply(BaseModel):
+    """What a server says."""
+
+    # A newer server may say more than this client knows.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Source(Reply):
+    """A document that an answer rests on; ``score`` is the cosine of query and memory."""
+
+    doc_id: str
+    title: str
+    score: float
+    text: str
+
+
+class Timings(Reply):
+    """Where a request's time went in the engine, in seconds; a batch's steps are shared by its requests.
+
+    ``queue`` waits for the batch; ``retrieve`` includes the way to the retriever and back.
+    """
+
+    queue: float
+    reason: float
+    retrieve: float
+    generate: float = 0.0
+    total: float
+
+
+class Usage(Reply):
+    """Tokens of one answer. ``prompt_tokens`` counts memory tokens, too; ``batch_size`` is what ran together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    batch_size: int
+
+
+class RetrieveReply(Reply):
+    """Sources, best first, and the versions that they come from.
+
+    ``model_version`` is a hash of the model's content: equal values mean equal models, whatever their directories.
+    """
+
+    sources: list[Source]
+    timings: Timings
+    model_version: str
+    store_version: int
+
+
+class AnswerReply(RetrieveReply):
+    """An answer; ``finish_reason`` is ``length`` where max_tokens cut it."""
+
+    answer: str
+    finish_reason: str
+    usage: Usage
+
+
+class Health(Reply):
+    """``GET /healthz`` of a server that can answer."""
+
+    status: str = "ok"
+    model_version: str
+    store_version: int
+    n_documents: int
+
+
+class ErrorBody(Reply):
+    """An error in OpenAI's shape; ``param`` names the field of the request that is wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(Reply):
+    """The body of every answer that is not 2xx."""
+
+    error: ErrorBody

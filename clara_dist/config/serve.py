@@ -1,0 +1,102 @@
+"""Serving: one YAML for `clara-dist serve`, `serve run` and `serve deploy`."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from clara_dist.config.base import Config
+from clara_dist.config.model import Dtype
+
+
+class LimitsConfig(Config):
+    """Bounds on everything that a client can send or make the server wait for.
+
+    Attributes:
+        max_question_chars: Longest question; the model's own bounds in tokens come on top.
+        max_top_k: Most documents of one answer.
+        max_tokens: Longest answer.
+        max_body_bytes: Largest request body, checked while it arrives and before it is parsed.
+        max_queued_requests: Requests that wait for the engine beyond those that it holds (two batches per replica);
+            one more is answered 429.
+        body_timeout_s: Time for a body to arrive; then 408.
+        request_timeout_s: Time for an answer; then 504.
+    """
+
+    max_question_chars: int = Field(4_000, ge=1)
+    max_top_k: int = Field(20, ge=1)
+    max_tokens: int = Field(512, ge=1)
+    max_body_bytes: int = Field(65_536, ge=1)
+    max_queued_requests: int = Field(128, ge=0)
+    body_timeout_s: float = Field(10.0, gt=0)
+    request_timeout_s: float = Field(120.0, gt=0)
+
+
+class ServeConfig(Config):
+    """A served model and its store.
+
+    Attributes:
+        model: Model directory; a path must be readable by the replicas.
+        base_model: Where the model's base LLM is, if not where its ``config.json`` says.
+        store: Memory store that this model's compressor wrote.
+        store_version: Version to serve; None is the newest when the replica starts.
+        host: Address that HTTP listens on. Any other than loopback needs an API key.
+        api_key_env: Environment variable of the ingress process with the accepted API keys, separated by commas. On
+            loopback it may be unset; then only clients on loopback are answered.
+        top_k: Documents per answer where the request does not say.
+        max_tokens: Longest answer where the request does not say.
+        batch_size: Most questions that are reasoned, retrieved and generated together.
+        batch_wait_s: How long the first question of a batch waits for others.
+        device: ``auto`` is a GPU where the cluster has one.
+        threads: torch threads of each engine and retriever replica on a CPU.
+        engine_cpus: Ray CPUs of an engine replica. With the defaults all deployments fit on one CPU; on a cluster with
+            CPU engines set it to ``threads``.
+        engine_gpus: Ray GPUs of an engine replica on a GPU; less than 1 shares one.
+        start_timeout_s: Longest wait for the deployments, model loading included.
+    """
+
+    model: str
+    store: str
+    base_model: str | None = None
+    store_version: int | None = Field(None, ge=1)
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65_535)
+    api_key_env: str = "CLARA_API_KEY"
+    top_k: int = Field(5, ge=1)
+    max_tokens: int = Field(64, ge=1)
+    limits: LimitsConfig = LimitsConfig()
+    batch_size: int = Field(16, ge=1)
+    batch_wait_s: float = Field(0.01, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Dtype = "float32"
+    threads: int = Field(1, ge=1)
+    engine_replicas: int = Field(1, ge=1)
+    engine_cpus: float = Field(0.5, gt=0)
+    engine_gpus: float = Field(1, gt=0)
+    retriever_replicas: int = Field(1, ge=1)
+    retriever_cpus: float = Field(0.25, gt=0)
+    start_timeout_s: float = Field(600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _defaults_are_allowed(self) -> ServeConfig:
+        for name, limit in (("top_k", self.limits.max_top_k), ("max_tokens", self.limits.max_tokens)):
+            if getattr(self, name) > limit:
+                raise ValueError(f"{name} {getattr(self, name)} exceeds its limit {limit}")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is the machine itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,130 @@
+"""What a request must pass before anything parses it: API key, content type, size, time. Plain ASGI; imports no ray."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clara_dist.config.serve import ServeConfig, is_loopback
+from clara_dist.distributed.serve_errors import ApiError
+from clara_dist.errors import ConfigError
+
+# Probes of orchestrators carry no key, and what it says is no secret.
+OPEN_PATHS = frozenset({"/healthz"})
+
+
+class ApiKeys:
+    """The accepted keys, as digests: comparing digests in constant time tells nothing about a key, nor its length."""
+
+    def __init__(self, keys: str) -> None:
+        self._digests = [_digest(key.strip()) for key in keys.split(",") if key.strip()]
+
+    @classmethod
+    def from_environment(cls, config: ServeConfig) -> ApiKeys:
+        """Keys of this process's environment.
+
+        Raises:
+            ConfigError: There is none, and the server listens on more than loopback.
+        """
+        keys = cls(os.environ.get(config.api_key_env, ""))
+        if not keys and not config.is_loopback:
+            raise ConfigError(
+                f"a server on {config.host} needs an API key",
+                got=f"{config.api_key_env} is unset or empty",
+                hint=f"set {config.api_key_env} to a long random string, or serve on 127.0.0.1",
+            )
+        return keys
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def accept(self, authorization: str) -> bool:
+        """Whether an ``Authorization`` header carries one of the keys."""
+        scheme, _, key = authorization.partition(" ")
+        digest = _digest(key.strip())
+        # No early exit: the time must not tell which key matched.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+class RequestGuard:
+    """ASGI middleware that refuses what must not reach the parser."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: ApiKeys) -> None:
+        self.app = app
+        self.limits = config.limits
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                self._require_key(scope, headers)
+            if scope["method"] == "POST":
+                _require_json(headers)
+                receive = _replay(await self._body(headers, receive), receive)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _require_key(self, scope: Scope, headers: Headers) -> None:
+        if self.keys:
+            if not self.keys.accept(headers.get("authorization", "")):
+                message = "missing or unknown API key; send it as 'Authorization: Bearer KEY'"
+                raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        elif not is_loopback((scope.get("client") or ("",))[0]):
+            # `serve deploy` takes the address from its own YAML, so the configured host proves nothing.
+            raise ApiError(401, "this server has no API key and answers its own machine only")
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        limit = self.limits.max_body_bytes
+        too_large = ApiError(413, f"the body is larger than {limit} bytes", headers={"Connection": "close"})
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            raise too_large
+        try:
+            return await asyncio.wait_for(_read(receive, limit, too_large), self.limits.body_timeout_s)
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {self.limits.body_timeout_s:g} s") from None
+
+
+def _require_json(headers: Headers) -> None:
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        # Also what keeps web pages out: a browser sends JSON across origins only after asking, and is not answered.
+        raise ApiError(415, "the content type must be application/json")
+
+
+async def _read(receive: Receive, limit: int, too_large: ApiError) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(400, "the client left before its body was complete")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_large
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replayed
