@@ -33,6 +33,7 @@ class Corpus(Protocol):
     def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
         """int64 rows, -1 where absent."""
 
+    def doc_ids(self, rows: np.ndarray) -> Sequence[str]: ...
     def documents(self, rows: np.ndarray) -> Sequence[CorpusDocument]: ...
     def take_memory(self, rows: np.ndarray) -> np.ndarray:
         """float16, shape of ``rows`` + [M, D]."""
@@ -85,9 +86,7 @@ class LatentRanker:
     def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]:
         query_BX = self._reasoner.query([q.question for q in questions])
         rows_BK = np.asarray(self._searcher.search(query_BX, min(depth, self._corpus.n_documents)).rows_BK)
-        documents = self._corpus.documents(rows_BK.reshape(-1))
-        ids = np.array([document.doc_id for document in documents], dtype=object).reshape(rows_BK.shape)
-        return [tuple(row) for row in ids.tolist()]
+        return [tuple(self._corpus.doc_ids(rows_K)) for rows_K in rows_BK]
 
 
 def unbiased_candidates(question: EvalQuestion) -> list[str]:

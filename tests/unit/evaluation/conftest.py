@@ -46,6 +46,9 @@ class FakeStore:
     def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
         return np.array([self.ids.index(i) if i in self.ids else -1 for i in doc_ids], dtype=np.int64)
 
+    def doc_ids(self, rows: np.ndarray) -> list[str]:
+        return [self.ids[row] for row in rows.tolist()]
+
     def documents(self, rows: np.ndarray) -> list[FakeDocument]:
         return [FakeDocument(self.ids[row], self.ids[row].title(), TEXTS[self.ids[row]]) for row in rows.tolist()]
 
