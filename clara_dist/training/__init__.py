@@ -1,0 +1,1 @@
+"""Training: stages, steps, engines and checkpoints. Needs torch.distributed, and no cluster."""

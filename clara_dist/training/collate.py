@@ -1,0 +1,104 @@
+"""From examples to the token batches of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clara_dist.data.examples import Example
+from clara_dist.errors import DataError
+from clara_dist.model import ClaraTokenizer, PromptBatch, TextBatch, TokenizedPrompt
+from clara_dist.retrieval.bank import MemoryBank
+from clara_dist.training.batches import CompressionExamples, JointExamples, StepPlan, TextExamples
+
+
+class TextCollator:
+    """Stage ``base``: documents as text in the prompt."""
+
+    def __init__(self, tokenizer: ClaraTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, examples: Sequence[Example], plan: StepPlan) -> TextExamples:
+        tokenized, spans = [], []
+        for example in examples:
+            prompt = self._tokenizer.text_prompt_with_answer(
+                example.task, example.question, example.documents, example.answer
+            )
+            tokenized.append(prompt)
+            supervised = example.supervise_documents
+            spans.append(self._tokenizer.text_span(prompt.prompt_ids, example.documents) if supervised else (0, 0))
+        return TextExamples(_prompt_batch(tokenized, self._tokenizer, spans))
+
+
+class CompressionCollator:
+    """Stages ``compression`` and ``instruct``: documents to compress, prompts with a slot for each."""
+
+    def __init__(self, tokenizer: ClaraTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, examples: Sequence[Example], plan: StepPlan) -> CompressionExamples:
+        tokenizer = self._tokenizer
+        index_of: dict[str, int] = {}
+        document_T = [index_of.setdefault(text, len(index_of)) for example in examples for text in example.documents]
+        encoded = tokenizer.encode_texts([tokenizer.document_text("", text) for text in index_of])
+        prompts = [tokenizer.prompt_with_answer(e.task, len(e.documents), e.question, e.answer) for e in examples]
+        return CompressionExamples(
+            TextBatch.from_ids([e.ids for e in encoded], tokenizer.pad_id),
+            torch.tensor(document_T),
+            _prompt_batch(prompts, tokenizer),
+        )
+
+
+class JointCollator:
+    """Stage ``joint``: questions, and the store rows of their candidates.
+
+    Args:
+        bank: The memory store; documents are named by their ids there.
+    """
+
+    def __init__(self, tokenizer: ClaraTokenizer, bank: MemoryBank) -> None:
+        self._tokenizer = tokenizer
+        self._bank = bank
+
+    def __call__(self, examples: Sequence[Example], plan: StepPlan) -> JointExamples:
+        tokenizer = self._tokenizer
+        questions = tokenizer.encode_texts([example.question for example in examples])
+        prompts = [tokenizer.prompt_with_answer("answer", plan.n_slots, e.question, e.answer) for e in examples]
+        return JointExamples(
+            TextBatch.from_ids([e.ids for e in questions], tokenizer.pad_id),
+            None if plan.from_corpus else self._candidates(examples),
+            tuple(tuple(self._rows([e.candidate_ids[p] for p in e.positives])) for e in examples),
+            _prompt_batch(prompts, tokenizer),
+        )
+
+    def _candidates(self, examples: Sequence[Example]) -> Tensor:
+        width = max(len(example.candidate_ids) for example in examples)
+        candidates_BN = torch.full((len(examples), width), -1)
+        for i, example in enumerate(examples):
+            candidates_BN[i, : len(example.candidate_ids)] = torch.tensor(self._rows(example.candidate_ids))
+        return candidates_BN
+
+    def _rows(self, doc_ids: Sequence[str]) -> list[int]:
+        rows = self._bank.rows_of(doc_ids).tolist()
+        missing = [doc_id for doc_id, row in zip(doc_ids, rows, strict=True) if row < 0]
+        if missing:
+            raise DataError(
+                "documents of the examples are not in the memory store",
+                got=f"{len(missing)} of one question, first: {missing[0]!r}",
+                hint="compress the corpus that the examples were made from, or use candidates.source = corpus",
+            )
+        return rows
+
+
+def _prompt_batch(
+    prompts: Sequence[TokenizedPrompt], tokenizer: ClaraTokenizer, spans: Sequence[tuple[int, int]] | None = None
+) -> PromptBatch:
+    return PromptBatch.from_ids(
+        [prompt.prompt_ids for prompt in prompts],
+        [prompt.answer_ids for prompt in prompts],
+        pad_id=tokenizer.pad_id,
+        memory_ids=tokenizer.memory_ids,
+        supervised_prompt_spans=spans,
+    )

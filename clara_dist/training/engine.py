@@ -1,0 +1,90 @@
+"""What runs a step: the protocol between the training loop and its engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from clara_dist.config.training import EngineConfig, OptimizerConfig
+from clara_dist.training.batches import Batch, Totals
+from clara_dist.training.collectives import Group
+from clara_dist.training.steps import StepOutput
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What a stage trains.
+
+    Attributes:
+        step: Module from (batch, totals) to `StepOutput`.
+        parameters: The trainable parameters by name; names are those of checkpoints.
+        role_of: Role of a parameter, by name; gradient norms are logged per role.
+        matrices: Names of hidden weight matrices (what Muon is for).
+    """
+
+    step: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    role_of: Callable[[str], str]
+    matrices: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Everything an engine would need to go on, independent of engine, ZeRO stage and number of workers.
+
+    Attributes:
+        weights: fp32, on the CPU, by parameter name.
+        optimizer: By parameter name, then by the optimiser's own name of the state (``exp_avg`` ..); ``step`` included.
+    """
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Tensor]]
+
+
+class Engine(Protocol):
+    """Forward, backward and update of one stage. Every method is collective: all workers call it, in the same order."""
+
+    def accumulate(self, batch: Batch, totals: Totals, *, last: bool) -> StepOutput:
+        """Add the gradient of a micro-batch; after the last one of a step, add up over all workers."""
+
+    def gradient_norms(self) -> dict[str, float]:
+        """L2 norm of the accumulated gradient per role, before clipping; between the last micro-batch and `update`."""
+
+    def update(self, lr_factor: float) -> float:
+        """Clip, step at ``lr_factor`` of the peak rates, forget the gradient; returns its norm before clipping."""
+
+    def state(self) -> EngineState:
+        """The whole state, gathered; complete on rank 0."""
+
+    def load(self, state: EngineState) -> None:
+        """Go on from ``state``. The module's weights must have been loaded before the engine was built."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """While it is open, the module's parameters are whole on rank 0."""
+
+
+def build_engine(
+    trainee: Trainee, config: EngineConfig, optimizer: OptimizerConfig, accumulation: int, group: Group
+) -> Engine:
+    """The engine that the configuration names; DeepSpeed is imported only if it is asked for."""
+    if config.kind == "torch":
+        from clara_dist.training.torch_engine import TorchEngine
+
+        return TorchEngine(trainee, config, optimizer, group)
+    from clara_dist.training.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(trainee, config, optimizer, accumulation, group)
+
+
+def role_norms(trainee: Trainee, gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    """L2 norm per role of gradients by parameter name."""
+    squares: dict[str, Tensor] = {}
+    for name, gradient in gradients.items():
+        role = trainee.role_of(name)
+        square = gradient.float().square().sum()
+        squares[role] = squares[role] + square if role in squares else square
+    return {role: float(square.sqrt()) for role, square in squares.items()}

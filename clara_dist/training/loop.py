@@ -1,0 +1,64 @@
+"""A training run on one worker: its stages, one after the other. Knows torch.distributed, and no cluster."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from clara_dist.config.training import TrainConfig
+from clara_dist.training.collectives import Group, current_group
+from clara_dist.training.progress import OnProgress, RunLog
+from clara_dist.training.run_directory import RunDirectory
+from clara_dist.training.stage_run import StageRun
+
+
+def run(config: TrainConfig, *, resume: bool = False, on_progress: OnProgress | None = None) -> dict[str, str]:
+    """Train all stages of a run on this worker. Every worker of the default process group calls it.
+
+    Args:
+        config: The run.
+        resume: Go on where ``run_dir`` stopped: finished stages are skipped, an unfinished one continues from its last
+            checkpoint as if it had not stopped.
+        on_progress: Called on rank 0 for every event.
+
+    Returns:
+        Model directory of each stage, by stage key (``compression``, ``joint``, ``joint-2`` ..).
+
+    Raises:
+        TrainingError: The loss is not finite, nothing is trainable, or a role gets no gradient.
+        CheckpointError: What is to be resumed is damaged, or belongs to other data or settings.
+    """
+    torch.set_num_threads(config.threads_per_worker)
+    _quiet_libraries()
+    directory = RunDirectory(config.run_dir)
+    group = current_group(config.use_gpu)
+    if group.is_first:
+        directory.begin(config, resume=resume)
+    group.barrier()
+    log = RunLog(directory.root, active=group.is_first, tracker=config.tracker, on_progress=on_progress)
+    try:
+        return _run_stages(config, directory, group, log)
+    finally:
+        log.close()
+
+
+def _run_stages(config: TrainConfig, directory: RunDirectory, group: Group, log: RunLog) -> dict[str, str]:
+    outputs: dict[str, str] = {}
+    source = config.model
+    for key, stage in zip(directory.stage_keys(config), config.stages, strict=True):
+        outputs[key] = StageRun(key, stage, stage.engine or config.engine, directory, group, log).train(source)
+        if stage.stage != "base":
+            source = outputs[key]
+    return outputs
+
+
+def _quiet_libraries() -> None:
+    """No progress bars of other libraries between our lines, and no warning from DeepSpeed that there is no GPU.
+
+    transformers imports DeepSpeed when it saves a model, whatever the engine is.
+    """
+    transformers_logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

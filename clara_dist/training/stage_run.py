@@ -1,0 +1,187 @@
+"""One stage from its start, or from its last checkpoint, to its model directory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from clara_dist.config.model import ClaraConfig
+from clara_dist.config.training import EngineConfig, StageConfig
+from clara_dist.data.examples import Example, examples_fingerprint, read_examples
+from clara_dist.data.order import ExampleOrder
+from clara_dist.errors import TrainingError
+from clara_dist.training import checkpoint as checkpoints
+from clara_dist.training.batches import Batch, Totals, plan_step
+from clara_dist.training.collectives import Group
+from clara_dist.training.engine import Engine, build_engine
+from clara_dist.training.metrics import Interval
+from clara_dist.training.optimizer import lr_factor
+from clara_dist.training.progress import RunLog
+from clara_dist.training.run_directory import RunDirectory
+from clara_dist.training.stages import BuiltStage, build_stage
+from clara_dist.training.steps import StepOutput
+
+# What a resumed run may do differently: where things are, how often it reports, what runs the step.
+_FREE = {"data", "base_dir", "output", "store", "log_every", "checkpoint_every", "keep_checkpoints", "engine"}
+
+
+@dataclass
+class StageRun:
+    """One stage on this worker."""
+
+    key: str
+    stage: StageConfig
+    engine_config: EngineConfig
+    directory: RunDirectory
+    group: Group
+    log: RunLog
+    _warned: set[str] = field(default_factory=set)
+
+    def train(self, source: str | ClaraConfig) -> str:
+        """Train the stage, or find that it is done.
+
+        Args:
+            source: Model directory to start from, or the description of a new model.
+
+        Returns:
+            The stage's model directory.
+        """
+        settings: dict[str, Any] = {"stage": self.stage.model_dump(mode="json", exclude=_FREE)}
+        done = self.directory.finished(self.key)
+        if done is not None:
+            checkpoints.require_same({"stage": done["settings"]["stage"]}, settings, self.directory.root / self.key)
+            self.log.message(f"stage {self.key}: finished before, model in {done['output']}")
+            return str(done["output"])
+        examples = read_examples(self.stage.data, self.stage.stage)
+        order = ExampleOrder(len(examples), self.stage.seed, self.stage.shuffle, examples_fingerprint(examples))
+        self.log.message(f"stage {self.key}: {len(examples):,} examples from {self.stage.data}; loading the model")
+        built = build_stage(self.stage, source, self.engine_config, self.group.device)
+        settings |= {"order": order.state()} | built.settings
+        engine, start = self._start(built, settings)
+        self.log.open_stage(self.key, settings)
+        self._steps(built, engine, examples, order, start, settings)
+        return self._finish(built, engine, settings)
+
+    def _start(self, built: BuiltStage, settings: dict[str, Any]) -> tuple[Engine, int]:
+        """The engine, and the step that it starts from."""
+        stage, parameters = self.stage, built.trainee.parameters
+        paths = checkpoints.checkpoint_paths(self.directory.checkpoints(self.key))
+        saved = checkpoints.load_checkpoint(paths[-1]) if paths else None
+        if saved is not None:
+            checkpoints.require_same(saved.settings, settings, paths[-1])
+            checkpoints.load_weights(parameters, saved.engine.weights)
+        engine = build_engine(
+            built.trainee, self.engine_config, stage.optimizer, stage.gradient_accumulation, self.group
+        )
+        n_trained = sum(parameter.numel() for parameter in parameters.values())
+        self.log.message(
+            f"stage {self.key}: {stage.steps} steps of {stage.batch_size} examples, {n_trained:,} trained weights"
+        )
+        torch.manual_seed(stage.seed + self.group.rank)
+        if saved is None:
+            return engine, 0
+        engine.load(saved.engine)
+        checkpoints.restore_rng(saved.rng, self.group)
+        self.log.message(f"stage {self.key}: goes on from step {saved.step}")
+        return engine, saved.step
+
+    def _steps(
+        self,
+        built: BuiltStage,
+        engine: Engine,
+        examples: Sequence[Example],
+        order: ExampleOrder,
+        start: int,
+        settings: dict[str, Any],
+    ) -> None:
+        stage, interval = self.stage, Interval()
+        for step in range(start, stage.steps):
+            done = step + 1
+            micro_batches = self._micro_batches(built, examples, order, step)
+            totals = self._global_totals(micro_batches)
+            outputs = [
+                engine.accumulate(batch.to(self.group.device), totals, last=i == len(micro_batches) - 1)
+                for i, batch in enumerate(micro_batches)
+            ]
+            self._add(interval, outputs, totals, done)
+            reports = done == start + 1 or done % stage.log_every == 0 or done == stage.steps
+            norms = engine.gradient_norms() if reports else {}
+            self._check_gradients(norms, done)
+            factor = lr_factor(stage.optimizer, step, stage.steps)
+            norm = engine.update(factor)
+            if not math.isfinite(norm) and self.engine_config.dtype != "float16":
+                # float16 is different: its loss scaler skips such a step and tries a smaller scale.
+                raise TrainingError(f"stage {self.key}: the gradient is not finite at step {done}", got=norm)
+            if reports:
+                metrics = interval.metrics(stage.top_k) | {"lr": stage.optimizer.lr * factor}
+                metrics |= {f"grad_norm/{role}": value for role, value in norms.items()}
+                self.log.step(self.key, done, stage.steps, metrics)
+                interval = Interval()
+            if done % stage.checkpoint_every == 0 and done < stage.steps:
+                self._save_checkpoint(engine, done, settings)
+
+    def _micro_batches(
+        self, built: BuiltStage, examples: Sequence[Example], order: ExampleOrder, step: int
+    ) -> list[Batch]:
+        """This worker's share of the step's examples, cut into micro-batches."""
+        mine = [examples[i] for i in order.batch(step, self.stage.batch_size).tolist()][
+            self.group.rank :: self.group.world_size
+        ]
+        size = len(mine) // self.stage.gradient_accumulation
+        plan = plan_step(self.stage, step)
+        return [built.collate(mine[i : i + size], plan) for i in range(0, len(mine), size)]
+
+    def _global_totals(self, micro_batches: Sequence[Batch]) -> Totals:
+        counts = [(t.answer_tokens, t.documents, t.tokens) for t in (batch.totals for batch in micro_batches)]
+        return Totals(*self.group.sum([sum(column) for column in zip(*counts, strict=True)]))
+
+    def _add(self, interval: Interval, outputs: Sequence[StepOutput], totals: Totals, done: int) -> None:
+        """Sum the micro-batches of all workers; a loss that is not finite ends the run before it reaches a weight."""
+        names = ["loss", *outputs[0].shares]
+        parts = [{"loss": output.loss.detach(), **output.shares} for output in outputs]
+        local = [sum(float(part[name]) for part in parts) for name in names]
+        recalls = [recall for output in outputs for recall in output.recalls]
+        *losses, recall_sum, recall_count = self.group.sum([*local, sum(recalls), len(recalls)])
+        if not math.isfinite(losses[0]):
+            raise TrainingError(
+                f"stage {self.key}: the loss is not finite at step {done}",
+                got=losses[0],
+                hint="lower the learning rate, or look at the examples of this step",
+            )
+        interval.add(dict(zip(names, losses, strict=True)), recall_sum, recall_count, totals.tokens)
+
+    def _check_gradients(self, norms: dict[str, float], done: int) -> None:
+        """A role without any gradient is not being trained: an error in the first step, said once later on."""
+        dead = [role for role, norm in norms.items() if norm == 0.0]
+        if dead and done == 1:
+            raise TrainingError(
+                f"stage {self.key}: no gradient reaches {', '.join(dead)}",
+                hint="with a single candidate, or with one far ahead of the others, the choice teaches nothing",
+            )
+        for role in set(dead) - self._warned:
+            self._warned.add(role)
+            self.log.message(f"WARNING stage {self.key}: the gradient of {role} is exactly zero at step {done}")
+
+    def _save_checkpoint(self, engine: Engine, done: int, settings: dict[str, Any]) -> None:
+        state, rng = engine.state(), checkpoints.rng_state(self.group)
+        if self.group.is_first:
+            path = checkpoints.save_checkpoint(
+                self.directory.checkpoints(self.key),
+                checkpoints.Checkpoint(done, settings, state, rng),
+                self.stage.keep_checkpoints,
+            )
+            self.log.message(f"stage {self.key}: checkpoint {path}")
+
+    def _finish(self, built: BuiltStage, engine: Engine, settings: dict[str, Any]) -> str:
+        output = self.directory.output(self.key, self.stage.output)
+        with engine.gathered():
+            if self.group.is_first:
+                built.save(output)
+                self.directory.finish(self.key, output, settings)
+        self.group.barrier()
+        self.log.message(f"stage {self.key}: done, model in {output}")
+        return str(output)

@@ -1,0 +1,156 @@
+"""What each stage trains, reads and writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from clara_dist.config.model import ClaraConfig, Dtype, Role
+from clara_dist.config.training import EngineConfig, StageConfig
+from clara_dist.errors import ModelError, TrainingError
+from clara_dist.model import Clara, ClaraTokenizer
+from clara_dist.model.base import load_base, load_tokenizer
+from clara_dist.retrieval.bank import MemoryBank
+from clara_dist.store.fingerprint import Fingerprint
+from clara_dist.store.reader import MemoryStore
+from clara_dist.training.batches import Collate
+from clara_dist.training.collate import CompressionCollator, JointCollator, TextCollator
+from clara_dist.training.engine import Trainee
+from clara_dist.training.steps import BaseStep, CompressionStep, JointStep
+
+TRAINED_ROLES: dict[str, tuple[Role, ...]] = {
+    "compression": ("compressor", "generator"),
+    "instruct": ("compressor", "generator"),
+    "joint": ("query_reasoner", "generator"),
+}
+
+
+@dataclass(frozen=True)
+class BuiltStage:
+    """A stage ready to be trained.
+
+    Attributes:
+        trainee: What is trained.
+        collate: From examples to its batches.
+        settings: Identity of what it reads besides its examples; part of every checkpoint.
+        save: Writes the stage's model directory, whole or not at all.
+    """
+
+    trainee: Trainee
+    collate: Collate
+    settings: dict[str, Any]
+    save: Callable[[Path], None]
+
+
+def build_stage(
+    stage: StageConfig, source: str | ClaraConfig, engine: EngineConfig, device: torch.device
+) -> BuiltStage:
+    """Load the model of a stage and choose what it trains.
+
+    Args:
+        stage: The stage.
+        source: A model directory, or the description of a new model.
+        engine: Decides the model's dtype and gradient checkpointing.
+        device: Where it runs.
+
+    Raises:
+        TrainingError: The stage would train nothing.
+        FingerprintMismatchError: The store of a joint stage is not this model's.
+    """
+    built = (
+        _base_stage(stage, source, engine, device)
+        if stage.stage == "base"
+        else _clara_stage(stage, source, engine, device)
+    )
+    if not built.trainee.parameters:
+        raise TrainingError(f"stage {stage.stage} trains nothing", hint="check lora.target_modules and roles")
+    built.trainee.step.train()
+    return built
+
+
+def _base_stage(
+    stage: StageConfig, source: str | ClaraConfig, engine: EngineConfig, device: torch.device
+) -> BuiltStage:
+    if isinstance(source, str) or stage.base_dir is None:
+        raise TrainingError(
+            "stage base makes the base LLM of a new model", got=f"model = {source}", expected="a model description"
+        )
+    model = _new_base(Path(stage.base_dir), stage.seed, engine.dtype).to(device)
+    model.requires_grad_(True)
+    if engine.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    hf = load_tokenizer(stage.base_dir)
+    step = BaseStep(model)
+    parameters = dict(step.named_parameters())
+    outer = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    matrices = frozenset(name for name, p in parameters.items() if p.ndim == 2 and id(p) not in outer)
+
+    def save(path: Path) -> None:
+        staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        model.save_pretrained(staging)
+        hf.save_pretrained(staging)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(staging, path)
+
+    trainee = Trainee(step, parameters, lambda name: "base", matrices)
+    return BuiltStage(trainee, TextCollator(ClaraTokenizer(hf, source)), {"base": model.config.to_diff_dict()}, save)
+
+
+def _new_base(base_dir: Path, seed: int, dtype: Dtype) -> PreTrainedModel:
+    if any(base_dir.glob("*.safetensors")):
+        return load_base(str(base_dir), revision=None, dtype=dtype, device="cpu")
+    try:
+        config = AutoConfig.from_pretrained(str(base_dir), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{base_dir} has no config.json of a causal LLM", got=error) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _clara_stage(
+    stage: StageConfig, source: str | ClaraConfig, engine: EngineConfig, device: torch.device
+) -> BuiltStage:
+    if isinstance(source, str):
+        clara = Clara.from_pretrained(source, dtype=engine.dtype, device=device)
+    else:
+        clara = Clara.from_base(source, dtype=engine.dtype, device=device, seed=stage.seed)
+    settings: dict[str, Any] = {
+        "model": clara.fingerprint_fields() | {"lora": clara.config.lora.model_dump(mode="json")}
+    }
+    if stage.stage == "joint":
+        bank, settings["store"] = _open_bank(stage, clara, device)
+        if clara.config.stage != "joint":
+            clara.copy_role("compressor", "query_reasoner")
+        step: CompressionStep | JointStep = JointStep(clara, bank, stage)
+        collate: Collate = JointCollator(clara.tokenizer, bank)
+    else:
+        step = CompressionStep(clara, stage.mse_weight)
+        collate = CompressionCollator(clara.tokenizer)
+    clara.set_trainable(TRAINED_ROLES[stage.stage], memory_embeddings=stage.stage != "joint")
+    if engine.gradient_checkpointing:
+        clara.enable_gradient_checkpointing()
+
+    def save(path: Path) -> None:
+        clara.config = clara.config.model_copy(update={"stage": stage.stage})
+        clara.save_pretrained(path)
+
+    trainee = Trainee(step, clara.trainable_parameters(), lambda name: str(clara.role_of(name)))
+    return BuiltStage(trainee, collate, settings, save)
+
+
+def _open_bank(stage: StageConfig, clara: Clara, device: torch.device) -> tuple[MemoryBank, dict[str, Any]]:
+    assert stage.store is not None, "the configuration's validator requires it"
+    store = MemoryStore.open(stage.store)
+    store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), what="model")
+    bank = MemoryBank(store, where=stage.candidates.where, dtype=torch.float32, device=device)
+    return bank, {"fingerprint": store.fingerprint.digest, "version": store.version}
