@@ -123,7 +123,7 @@ def parse_object(line: bytes | None) -> dict[str, Any]:
     if line is None:
         raise BadRow("the line is too long (above max_line_bytes)")
     try:
-        value = parse_json(line.decode("utf-8"))
+        value = parse_json(line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise BadRow(f"invalid UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})") from None
     if not isinstance(value, dict):
