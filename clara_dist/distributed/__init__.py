@@ -1,0 +1,1 @@
+"""The same pieces on a Ray cluster; the only importer of ray."""

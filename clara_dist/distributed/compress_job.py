@@ -1,0 +1,294 @@
+"""Compression of a corpus on a Ray cluster.
+
+``plan`` deterministic units -> ``scan`` them for bad rows and repeated ids -> list the rejects, and stop here if they
+are too many -> compress each unit into one shard with a name of its own -> commit the manifest. A job that is killed
+leaves the store's versions as they were; run again, it keeps the shards that are finished.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ray
+
+from clara_dist import __version__
+from clara_dist.config.compress import CompressConfig
+from clara_dist.data.corpus import CorpusUnit, UnitScan, corpus_fingerprint, duplicate_rows, plan_units
+from clara_dist.data.documents import Reject
+from clara_dist.distributed.actor_pool import ActorPool, Mapper
+from clara_dist.distributed.compress_workers import (
+    FinishedShard,
+    ModelIdentity,
+    RejectLister,
+    ShardCompressor,
+    ShardWork,
+    UnitScanner,
+    UnitWork,
+    identify_model,
+    shard_name,
+)
+from clara_dist.distributed.progress import Progress
+from clara_dist.distributed.session import cluster_has_gpus, connect
+from clara_dist.distributed.visibility import require_visible
+from clara_dist.errors import ClusterError, DataError, StoreError
+from clara_dist.model.files import read_config
+from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
+from clara_dist.store.storage import open_storage
+from clara_dist.store.writer import commit, shard_names
+
+_WAIT_NOTICE_S = 30.0
+
+
+@dataclass(frozen=True)
+class CompressReport:
+    """What a job did.
+
+    Attributes:
+        n_documents: Documents in the store.
+        n_rejected: Rows that did not enter it because they are bad.
+        n_repeated: Documents that were left out because the very same one is in the corpus already.
+        n_kept: Documents whose shards an earlier, unfinished job had made.
+        was_complete: The store held all of this already; nothing was done.
+    """
+
+    store: str
+    version: int
+    n_documents: int
+    n_shards: int
+    n_rejected: int
+    n_repeated: int
+    n_kept: int
+    rejects: str
+    was_complete: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        done = "complete already" if self.was_complete else f"written in {self.seconds:.1f} s"
+        lines = [
+            f"store {self.store}, version {self.version}: "
+            f"{self.n_documents} documents in {self.n_shards} shards, {done}"
+        ]
+        if self.n_kept:
+            lines.append(f"  kept from a job that had not finished: {self.n_kept} documents")
+        if self.n_rejected or self.n_repeated:
+            lines.append(
+                f"  left out: {self.n_rejected} bad rows, {self.n_repeated} repeated documents; see {self.rejects}"
+            )
+        return "\n".join(lines)
+
+
+def compress(config: CompressConfig, *, address: str | None = None, num_cpus: int | None = None) -> CompressReport:
+    """Run the job on a cluster.
+
+    Args:
+        config: What to do.
+        address: See `session.connect`.
+        num_cpus: CPUs of a local Ray.
+
+    Raises:
+        DataError: The corpus cannot be read, or too many of its rows are bad.
+        ModelError: The model cannot be loaded.
+        StoreError: The store holds something else.
+        ClusterError: A node does not see the files, or Ray failed beyond the retries.
+    """
+    with connect(address, num_cpus=num_cpus):
+        uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
+        resources = {"num_cpus": config.cpus_per_worker, "num_gpus": int(uses_gpu)}
+        units = plan_units(config.corpus, format=config.format, rows_per_unit=config.rows_per_shard)
+        require_visible(_paths(config, units), _local_directory(config.store))
+        # Loading takes about as long as scanning: the two run side by side.
+        identity = ray.remote(**resources)(identify_model).remote(config)
+        return run(
+            config,
+            units,
+            scan_on=ActorPool(config.workers),
+            compress_on=ActorPool(config.workers, **resources),
+            identify=lambda: _wait(identity, resources),
+            device="cuda" if uses_gpu else "cpu",
+        )
+
+
+def run(
+    config: CompressConfig,
+    units: Sequence[CorpusUnit],
+    *,
+    scan_on: Mapper,
+    compress_on: Mapper,
+    identify: Callable[[], ModelIdentity],
+    device: str = "cpu",
+) -> CompressReport:
+    """The job on any `Mapper`; see `compress`."""
+    started = time.monotonic()
+    scans = _scan(units, scan_on)
+    work = _plan(units, scans)
+    rejects = _list_rejects(scans, work, scan_on)
+    _write_rejects(config.rejects_path, rejects)
+    n_rejected = sum(not reject.repeated for reject in rejects)
+    n_documents = sum(scan.n_documents for scan in scans) - sum(len(w.duplicates) for w in work)
+    _require_acceptable(config, n_documents, n_rejected)
+    identity = identify()
+    existing = _existing(config.store)
+    finished = set(shard_names(config.store))
+    tasks = [
+        ShardWork(w, name, n_rows, name in finished)
+        for w, scan in zip(work, scans, strict=True)
+        if (n_rows := scan.n_documents - len(w.duplicates))
+        for name in [shard_name(identity.fingerprint, config, w)]
+    ]
+    was_complete = existing is not None and _holds(existing, config, identity, tasks)
+    if existing is not None and was_complete:
+        manifest, n_kept = existing, 0
+    else:
+        shards = _compress(config, identity, tasks, compress_on, device)
+        infos = [_checked(task, shard.info) for task, shard in zip(tasks, shards, strict=True)]
+        n_kept = sum(shard.info.rows for shard in shards if shard.kept)
+        manifest = commit(
+            config.store,
+            identity.schema(config),
+            identity.fingerprint,
+            infos,
+            parent=None if existing is None else existing.version,
+            writer_info=_writer_info(config, units, n_rejected, len(rejects) - n_rejected),
+        )
+    return CompressReport(
+        store=config.store,
+        version=manifest.version,
+        n_documents=manifest.n_documents,
+        n_shards=len(manifest.shards),
+        n_rejected=n_rejected,
+        n_repeated=len(rejects) - n_rejected,
+        n_kept=n_kept,
+        rejects=config.rejects_path,
+        was_complete=was_complete,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _scan(units: Sequence[CorpusUnit], scan_on: Mapper) -> list[UnitScan]:
+    progress = Progress("rows scanned", sum(unit.n_rows for unit in units))
+    scans: dict[int, UnitScan] = {}
+    for index, scan in scan_on(UnitScanner, {}, units):
+        scans[index] = scan
+        progress.add(units[index].n_rows)
+    return [scans[index] for index in range(len(units))]
+
+
+def _plan(units: Sequence[CorpusUnit], scans: Sequence[UnitScan]) -> list[UnitWork]:
+    duplicates = duplicate_rows(scans)
+    return [UnitWork(unit, tuple(int(row) for row in duplicates.get(unit.index, ()))) for unit in units]
+
+
+def _list_rejects(scans: Sequence[UnitScan], work: Sequence[UnitWork], scan_on: Mapper) -> list[Reject]:
+    """All rejects in corpus order. Only the units that repeat a document are read again, for its line."""
+    repeating = [w for w in work if w.duplicates]
+    found = {repeating[index].unit.index: rejects for index, rejects in scan_on(RejectLister, {}, repeating)}
+    return [reject for scan in scans for reject in found.get(scan.index, scan.rejects)]
+
+
+def _write_rejects(path: str, rejects: Sequence[Reject]) -> None:
+    folder, _, name = path.rpartition("/")
+    lines = [json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
+    open_storage(folder or ".").publish(name, "".join(lines).encode(), exclusive=False)
+
+
+def _require_acceptable(config: CompressConfig, n_documents: int, n_rejected: int) -> None:
+    allowed = config.allowed_rejects(n_documents + n_rejected)
+    if n_rejected > allowed:
+        raise DataError(
+            "too many rows of the corpus are bad; nothing was compressed",
+            got=f"{n_rejected} of {n_documents + n_rejected} rows, listed in {config.rejects_path}",
+            expected=f"at most {allowed} (max_rejects={config.max_rejects:g})",
+            hint="correct the rows, or raise max_rejects",
+        )
+    if n_documents == 0:
+        raise DataError(
+            "the corpus has no good document", got=f"{n_rejected} bad rows, listed in {config.rejects_path}"
+        )
+
+
+def _existing(store: str) -> Manifest | None:
+    storage = open_storage(store)
+    return read_manifest(storage) if versions(storage) else None
+
+
+def _holds(existing: Manifest, config: CompressConfig, identity: ModelIdentity, tasks: Sequence[ShardWork]) -> bool:
+    """Whether the store's current version is what this job would write.
+
+    Raises:
+        StoreError: It is something else, and may not be replaced.
+    """
+    existing.fingerprint.require_match(identity.fingerprint, f"the store {config.store}", f"the model {config.model}")
+    if existing.schema != identity.schema(config):
+        raise StoreError(
+            f"the store {config.store} has other metadata columns",
+            got=dict(config.metadata_columns),
+            expected=dict(existing.schema.metadata_columns),
+            hint="name the same columns, or another store",
+        )
+    if [shard.file for shard in existing.shards] == [shard_file(task.name) for task in tasks]:
+        return True
+    if not config.overwrite:
+        raise StoreError(
+            f"the store {config.store} holds another corpus, or the same one with other settings",
+            got=f"version {existing.version}: {existing.n_documents} documents",
+            expected=f"{sum(task.n_documents for task in tasks)} documents in {len(tasks)} shards",
+            hint="name another store, or let overwrite=true write a new version of this one",
+        )
+    return False
+
+
+def _compress(
+    config: CompressConfig, identity: ModelIdentity, tasks: Sequence[ShardWork], compress_on: Mapper, device: str
+) -> list[FinishedShard]:
+    progress = Progress("documents", sum(task.n_documents for task in tasks))
+    shards: dict[int, FinishedShard] = {}
+    arguments = {"config": config, "identity": identity, "device": device}
+    for index, shard in compress_on(ShardCompressor, arguments, tasks):
+        shards[index] = shard
+        progress.add(shard.info.rows)
+    return [shards[index] for index in range(len(tasks))]
+
+
+def _checked(task: ShardWork, info: ShardInfo) -> ShardInfo:
+    if info.rows != task.n_documents:
+        raise StoreError(f"the shard {info.file} lacks rows", got=info.rows, expected=task.n_documents)
+    return info
+
+
+def _writer_info(
+    config: CompressConfig, units: Sequence[CorpusUnit], n_rejected: int, n_repeated: int
+) -> dict[str, object]:
+    return {
+        "program": f"clara_dist {__version__}",
+        "config": config.model_dump(mode="json"),
+        "corpus": corpus_fingerprint(units),
+        "n_rejected": n_rejected,
+        "n_repeated": n_repeated,
+    }
+
+
+def _paths(config: CompressConfig, units: Sequence[CorpusUnit]) -> list[str]:
+    """Local paths that every worker must see; a hub id is none."""
+    bases = [config.base_model or read_config(Path(config.model)).base_model]
+    return [config.model, *(base for base in bases if Path(base).is_dir()), *sorted({unit.path for unit in units})]
+
+
+def _local_directory(store: str) -> str | None:
+    return None if "://" in store else store
+
+
+def _wait(identity: ray.ObjectRef, resources: dict[str, int]) -> ModelIdentity:
+    """Get the model's identity; say so while no node has room, for an autoscaler may be adding one."""
+    while not ray.wait([identity], timeout=_WAIT_NOTICE_S)[0]:
+        print(f"waiting for a worker with {resources}; free now: {ray.available_resources()}", file=sys.stderr)
+    try:
+        return ray.get(identity)
+    except ray.exceptions.RayTaskError as error:
+        raise (
+            error.cause if isinstance(error.cause, Exception) else ClusterError("a worker failed", got=error)
+        ) from None

@@ -1,0 +1,169 @@
+"""What runs on the workers of a compression job. Plain picklable classes; nothing here knows of Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from clara_dist.config.compress import CompressConfig
+from clara_dist.data.corpus import CorpusUnit, UnitScan, read_unit, scan_unit
+from clara_dist.data.documents import Document, Reject
+from clara_dist.errors import ClusterError, CorruptStoreError, DataError
+from clara_dist.inference.compressor import DocumentCompressor
+from clara_dist.model.clara import Clara
+from clara_dist.store.fingerprint import Fingerprint
+from clara_dist.store.manifest import ShardInfo
+from clara_dist.store.schema import StoreSchema
+from clara_dist.store.writer import describe_shard, write_shard
+
+
+@dataclass(frozen=True)
+class UnitWork:
+    """One unit and the positions, among its documents, of those that stood earlier in the corpus."""
+
+    unit: CorpusUnit
+    duplicates: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """One shard to make.
+
+    Attributes:
+        work: The unit that it is made of.
+        name: Decided by the documents and the model alone, so making it twice makes the same file.
+        n_documents: What the scan counted.
+        is_there: A file of this name is in the store, left by a job that did not finish.
+    """
+
+    work: UnitWork
+    name: str
+    n_documents: int
+    is_there: bool
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """A shard in place; ``kept`` if an earlier job had made it."""
+
+    info: ShardInfo
+    kept: bool
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What the store must know of the model."""
+
+    fingerprint: Fingerprint
+    n_memory_tokens: int
+    hidden_size: int
+
+    def schema(self, config: CompressConfig) -> StoreSchema:
+        """Shape of the rows that the job writes."""
+        return StoreSchema(self.n_memory_tokens, self.hidden_size, config.metadata_columns)
+
+
+def shard_name(fingerprint: Fingerprint, config: CompressConfig, work: UnitWork) -> str:
+    """A name that is the same if and only if the shard's content is, up to rounding."""
+    content = [
+        fingerprint.digest,
+        config.dtype,
+        list(config.metadata_columns.items()),
+        work.unit.identity,
+        work.duplicates,
+    ]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def load_model(config: CompressConfig, device: str) -> Clara:
+    """The job's model."""
+    return Clara.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
+
+
+def identify_model(config: CompressConfig) -> ModelIdentity:
+    """Load the model on a CPU and say what it is. A worker does this: the driver's node may be too small for it."""
+    clara = load_model(config, "cpu")
+    return ModelIdentity(Fingerprint(clara.fingerprint_fields()), clara.n_memory_tokens, clara.hidden_size)
+
+
+class UnitScanner:
+    """Reads a unit for its ids and its bad rows."""
+
+    def __call__(self, unit: CorpusUnit) -> UnitScan:
+        return scan_unit(unit)
+
+
+class RejectLister:
+    """Reads a unit for its rejects, the documents that stood earlier included."""
+
+    def __call__(self, work: UnitWork) -> tuple[Reject, ...]:
+        return tuple(item for item in read_unit(work.unit, work.duplicates) if isinstance(item, Reject))
+
+
+class ShardCompressor:
+    """Makes one shard of one unit.
+
+    Args:
+        config: The job.
+        identity: The model's, as the driver knows it.
+        device: Where the model runs.
+    """
+
+    def __init__(self, config: CompressConfig, identity: ModelIdentity, device: str) -> None:
+        self.config = config
+        self.identity = identity
+        self.device = device
+        self.schema = identity.schema(config)
+
+    def __call__(self, task: ShardWork) -> FinishedShard:
+        """Keep the shard if it is there and whole, else make it."""
+        info = self._finished(task) if task.is_there else None
+        return FinishedShard(info, kept=True) if info else FinishedShard(self._make(task), kept=False)
+
+    @cached_property
+    def compressor(self) -> DocumentCompressor:
+        """Loaded when the first shard needs it: a job that finds every shard finished loads no model."""
+        if self.device == "cpu":
+            torch.set_num_threads(self.config.cpus_per_worker)
+        clara = load_model(self.config, self.device)
+        compressor = DocumentCompressor(clara, self.config.max_batch_tokens)
+        self.identity.fingerprint.require_match(compressor.fingerprint, "this job", "the model that this worker sees")
+        return compressor
+
+    def _finished(self, task: ShardWork) -> ShardInfo | None:
+        try:
+            info = describe_shard(self.config.store, self.schema, task.name)
+        except CorruptStoreError:
+            return None  # made again: no version of the store lists it
+        return info if info.rows == task.n_documents else None
+
+    def _make(self, task: ShardWork) -> ShardInfo:
+        unit = task.work.unit
+        documents = [item for item in read_unit(unit, task.work.duplicates) if isinstance(item, Document)]
+        if len(documents) != task.n_documents:
+            raise DataError(
+                f"{unit.path} gives other documents than when it was scanned, from row {unit.first_line} on",
+                got=f"{len(documents)} documents",
+                expected=task.n_documents,
+                hint="run the command again on a corpus that stays as it is",
+            )
+        try:
+            compressed = self.compressor.compress([(document.title, document.text) for document in documents])
+        except torch.OutOfMemoryError as error:
+            raise ClusterError(
+                "the GPU's memory is too small for a batch", got=error, hint="lower max_batch_tokens"
+            ) from error
+        table = self.schema.to_table(
+            doc_ids=[document.doc_id for document in documents],
+            titles=[document.title for document in documents],
+            texts=[document.text for document in documents],
+            metadata=[document.metadata for document in documents],
+            memory_SMD=compressed.memory_SMD,
+            n_tokens=compressed.n_tokens_S,
+            truncated=compressed.truncated_S,
+        )
+        return write_shard(self.config.store, table, task.name)
