@@ -175,7 +175,8 @@ def import_deepspeed(device: torch.device) -> Any:
     backend = "gloo" if device.type == "cpu" else "nccl"
     if not dist.is_initialized():
         # A process on its own. The group stays: DeepSpeed keeps it for the life of the process.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, dist_init_required=False)
     return deepspeed
 

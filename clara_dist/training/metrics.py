@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
 
 
@@ -17,14 +16,15 @@ class Interval:
         self._n_steps = 0
         self._tokens = 0.0
         self._started = time.perf_counter()
-        self._sums: Counter[str] = Counter()
+        self._sums: dict[str, float] = {}
         self._recall_sum = self._recall_count = 0.0
 
     def add(self, losses: Mapping[str, float], recall_sum: float, recall_count: float, tokens: float) -> None:
         """Add one step, with numbers of the whole global batch."""
         self._n_steps += 1
         self._tokens += tokens
-        self._sums.update(losses)  # type: ignore[arg-type]
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._recall_sum += recall_sum
         self._recall_count += recall_count
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from clara_dist.errors import ConfigError
 
 LOG_FILE = "log.jsonl"
+GRADIENT_NORM = "grad_norm/"
 Tracker = Literal["tensorboard", "wandb", "none"]
 
 
@@ -44,13 +47,41 @@ OnProgress = Callable[[Progress], None]
 
 
 def step_report(stage: str, step: int, n_steps: int, metrics: Mapping[str, float]) -> Progress:
-    """A step report with its line: ``instruct 30/120  loss 1.234  recall@1 0.52 ..``."""
-    fields = [f"{name} {_short(value)}" for name, value in metrics.items()]
-    return Progress("  ".join([f"{stage} {step}/{n_steps}", *fields]), stage, step, n_steps, dict(metrics))
+    """A step report with its line: ``joint 30/120  loss 1.23  recall@1 0.52 ..  |grad| query_reasoner 0.4 ..``."""
+    fields = [f"{name} {_short(value)}" for name, value in metrics.items() if not name.startswith(GRADIENT_NORM)]
+    norms = [
+        f"{name.removeprefix(GRADIENT_NORM)} {_short(value)}"
+        for name, value in metrics.items()
+        if name.startswith(GRADIENT_NORM)
+    ]
+    text = "  ".join([f"{stage} {step}/{n_steps}", *fields, f"|grad| {', '.join(norms)}"])
+    return Progress(text, stage, step, n_steps, dict(metrics))
 
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+class ConsoleProgress:
+    """Writes events as lines; on a terminal, the line of the last step renews itself.
+
+    Args:
+        stream: Where to write; stderr, so that results alone go to stdout.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._is_terminal = self._stream.isatty()
+
+    def __call__(self, progress: Progress) -> None:
+        if not self._is_terminal:
+            self._stream.write(progress.text + "\n")
+        else:
+            # A line that wraps could not be renewed.
+            text = progress.text[: shutil.get_terminal_size().columns - 1] if progress.step else progress.text
+            stays = progress.step is None or progress.step == progress.n_steps
+            self._stream.write(f"\r\x1b[K{text}" + ("\n" if stays else ""))
+        self._stream.flush()
 
 
 class RunLog:

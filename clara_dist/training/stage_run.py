@@ -20,7 +20,7 @@ from clara_dist.training.collectives import Group
 from clara_dist.training.engine import Engine, build_engine
 from clara_dist.training.metrics import Interval
 from clara_dist.training.optimizer import lr_factor
-from clara_dist.training.progress import RunLog
+from clara_dist.training.progress import GRADIENT_NORM, RunLog
 from clara_dist.training.run_directory import RunDirectory
 from clara_dist.training.stages import BuiltStage, build_stage
 from clara_dist.training.steps import StepOutput
@@ -118,7 +118,7 @@ class StageRun:
                 raise TrainingError(f"stage {self.key}: the gradient is not finite at step {done}", got=norm)
             if reports:
                 metrics = interval.metrics(stage.top_k) | {"lr": stage.optimizer.lr * factor}
-                metrics |= {f"grad_norm/{role}": value for role, value in norms.items()}
+                metrics |= {f"{GRADIENT_NORM}{role}": value for role, value in norms.items()}
                 self.log.step(self.key, done, stage.steps, metrics)
                 interval = Interval()
             if done % stage.checkpoint_every == 0 and done < stage.steps:
