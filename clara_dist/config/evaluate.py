@@ -1,0 +1,40 @@
+"""An evaluation: a model, its store, questions with known answers and documents."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from clara_dist.config.base import Config
+from clara_dist.config.model import Dtype
+
+
+class EvaluateConfig(Config):
+    """Retrieval methods compared on the same questions, read by the model's generator.
+
+    Attributes:
+        model: Model directory. ``base_model`` overrides where its base LLM is.
+        store: Memory store that this model's compressor wrote.
+        store_version: None is the current one.
+        questions: jsonl of ``{question_id, question, answer, positives, candidates?}``.
+        top_k: Documents that the generator reads.
+        recall_at: The k of the Recall@k columns.
+        max_tokens: Longest answer.
+        device: ``auto`` takes a GPU if the cluster has one.
+        threads: torch threads on a CPU.
+        output: Directory for ``report.json``, ``answers.jsonl`` and ``table.txt``; None writes nothing.
+    """
+
+    model: str
+    base_model: str | None = None
+    store: str
+    store_version: int | None = Field(None, ge=1)
+    questions: str
+    top_k: int = Field(1, ge=1)
+    recall_at: tuple[int, ...] = Field((1, 3, 5), min_length=1)
+    max_tokens: int = Field(32, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Dtype = "float32"
+    threads: int = Field(1, ge=1)
+    output: str | None = None
