@@ -1,0 +1,206 @@
+"""Manifests: the immutable list of what a store holds at one version, and the atomic step from one to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from clara_dist.errors import CommitConflictError, CorruptStoreError, StoreError
+from clara_dist.store.fingerprint import Fingerprint
+from clara_dist.store.schema import StoreSchema
+from clara_dist.store.storage import Storage
+
+FORMAT_VERSION = 1
+MANIFEST_FOLDER = "manifests"
+SHARD_FOLDER = "shards"
+_SHARD_FILE = re.compile(rf"{SHARD_FOLDER}/[A-Za-z0-9][A-Za-z0-9._-]{{0,199}}\.arrow")
+
+
+def shard_file(name: str) -> str:
+    """Path of shard ``name`` inside a store.
+
+    Raises:
+        StoreError: The name has characters that do not belong in a file name on every platform.
+    """
+    file = f"{SHARD_FOLDER}/{name}.arrow"
+    if not _SHARD_FILE.fullmatch(file):
+        raise StoreError(
+            "not a shard name", got=repr(name), expected="letters, digits, '.', '_' and '-', at most 200 characters"
+        )
+    return file
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of one shard.
+
+    Attributes:
+        file: Path inside the store.
+        rows: Documents in it; 0 is legal (an input unit whose rows were all rejected).
+        size_bytes: Size of the file.
+        checksum: ``sha256:`` and the digest of the file's bytes.
+        min_doc_id: Smallest ``doc_id`` in code point order; None without rows.
+        max_doc_id: Largest ``doc_id``.
+    """
+
+    file: str
+    rows: int
+    size_bytes: int
+    checksum: str
+    min_doc_id: str | None
+    max_doc_id: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One version of a store, whole. Shards are listed in corpus order, which gives every document its row number.
+
+    Attributes:
+        version: 1, 2, ...
+        parent: The version that this one was made from; None for the first.
+        schema: Shape of the rows.
+        fingerprint: Which model wrote the memories.
+        shards: All shards of this version.
+        writer: Free facts about the job that wrote it (JSON-able).
+        created_at: UTC time, ISO 8601.
+    """
+
+    version: int
+    parent: int | None
+    schema: StoreSchema
+    fingerprint: Fingerprint
+    shards: tuple[ShardInfo, ...]
+    writer: Mapping[str, Any] = field(default_factory=dict)
+    created_at: str = ""
+
+    @property
+    def n_documents(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(shard.size_bytes for shard in self.shards)
+
+    def to_json(self) -> str:
+        """The manifest file's text; it ends with a checksum of itself, so that damage to the manifest shows too."""
+        body: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "version": self.version,
+            "parent": self.parent,
+            "created_at": self.created_at,
+            "writer": dict(self.writer),
+            "fingerprint": dict(self.fingerprint.fields),
+            "n_memory_tokens": self.schema.n_memory_tokens,
+            "hidden_size": self.schema.hidden_size,
+            "dtype": "float16",
+            "metadata_columns": dict(self.schema.metadata_columns),
+            "n_documents": self.n_documents,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        return _render(body)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Read a manifest file's bytes.
+
+        Raises:
+            StoreError: A sound manifest of another format.
+            ValueError, KeyError, TypeError, AttributeError: The bytes are not exactly those that `to_json` wrote.
+        """
+        text = data.decode("utf-8")
+        body = json.loads(text)
+        body.pop("checksum")
+        # Equal text covers every byte: the values through the checksum, the layout through the comparison.
+        if _render(body) != text:
+            raise ValueError("its checksum does not match its contents")
+        if body["format_version"] != FORMAT_VERSION:
+            raise StoreError(
+                "the store has another format",
+                got=f"format {body['format_version']}",
+                expected=f"format {FORMAT_VERSION}",
+                hint="open it with the clara_dist version that wrote it",
+            )
+        manifest = cls(
+            version=body["version"],
+            parent=body["parent"],
+            schema=StoreSchema(body["n_memory_tokens"], body["hidden_size"], body["metadata_columns"]),
+            fingerprint=Fingerprint(body["fingerprint"]),
+            shards=tuple(ShardInfo(**shard) for shard in body["shards"]),
+            writer=body["writer"],
+            created_at=body["created_at"],
+        )
+        for shard in manifest.shards:
+            if not _SHARD_FILE.fullmatch(shard.file):
+                raise ValueError(f"it names {shard.file!r}, which is no shard of this store")
+        return manifest
+
+
+def _render(body: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    return json.dumps({**body, "checksum": digest}, indent=1) + "\n"
+
+
+def manifest_file(version: int) -> str:
+    """Path of a version's manifest inside a store."""
+    return f"{MANIFEST_FOLDER}/{version:08d}.json"
+
+
+def versions(storage: Storage) -> list[int]:
+    """The store's versions, ascending; the last one is current."""
+    return [int(name[:8]) for name in storage.list_files(MANIFEST_FOLDER) if re.fullmatch(r"\d{8}\.json", name)]
+
+
+def read_manifest(storage: Storage, version: int | None = None) -> Manifest:
+    """Read one version's manifest.
+
+    Args:
+        storage: The store.
+        version: None means the current one.
+
+    Raises:
+        StoreError: There is no store, or no such version.
+        CorruptStoreError: The manifest is damaged. An older version is never taken in its stead.
+    """
+    known = versions(storage)
+    if not known:
+        raise StoreError(f"there is no memory store at {storage.url}", hint="write one with `clara-dist compress`")
+    if version is None:
+        version = known[-1]
+    if version not in known:
+        raise StoreError(
+            f"the store {storage.url} has no version {version}", got=version, expected=f"one of {known[0]}..{known[-1]}"
+        )
+    file = manifest_file(version)
+    try:
+        with storage.open(file) as source:
+            manifest = Manifest.from_json(source.read())
+        if manifest.version != version:
+            raise ValueError(f"it says version {manifest.version}")
+    except StoreError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CorruptStoreError(
+            f"the manifest {file} of the store {storage.url} is damaged",
+            got=f"{type(error).__name__}: {error}",
+            hint="restore the file from a backup, or open an older version",
+        ) from error
+    return manifest
+
+
+def publish_manifest(storage: Storage, manifest: Manifest) -> None:
+    """Make a version current: the one atomic step of a commit.
+
+    Raises:
+        CommitConflictError: The version exists already; the store is unchanged.
+    """
+    try:
+        storage.publish(manifest_file(manifest.version), manifest.to_json().encode(), exclusive=True)
+    except FileExistsError:
+        raise CommitConflictError(
+            f"another writer committed version {manifest.version} of the store {storage.url} first",
+            hint="read the new version and commit on top of it",
+        ) from None

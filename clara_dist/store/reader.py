@@ -1,0 +1,219 @@
+"""Reading a store: one version, whole, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clara_dist.errors import StoreError
+from clara_dist.store.fingerprint import Fingerprint
+from clara_dist.store.ids import IdIndex
+from clara_dist.store.manifest import Manifest, read_manifest
+from clara_dist.store.schema import is_metadata_value, metadata_column, metadata_type
+from clara_dist.store.shard import Shard, open_shard, reading
+from clara_dist.store.storage import StoreLocation, open_storage
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document as a store keeps it, without its memory.
+
+    Attributes:
+        n_tokens: Tokens of its encoder input.
+        truncated: Whether it was cut at ``doc_max_tokens``.
+    """
+
+    doc_id: str
+    title: str
+    text: str
+    metadata: dict[str, Any]
+    n_tokens: int
+    truncated: bool
+
+
+class MemoryStore:
+    """One version of a memory store, open for reading.
+
+    Documents have row numbers 0 .. n_documents - 1, over the shards in manifest order. The version never changes under
+    an open store, whatever is committed meanwhile. A local store takes no memory of its own: arrays are views of the
+    mapped files, which all processes of a machine share. A remote store is copied into memory.
+
+    Pickling keeps the location and the version; the copy opens the files itself.
+    """
+
+    def __init__(self, url: str, manifest: Manifest, shards: Sequence[Shard]) -> None:
+        self.url = url
+        self.manifest = manifest
+        self.shards = tuple(shards)
+        self._row_edges = np.array([0, *np.cumsum([shard.rows for shard in shards])], np.int64)
+
+    @classmethod
+    def open(cls, store: StoreLocation, version: int | None = None) -> MemoryStore:
+        """Open a version; None means the current one.
+
+        Raises:
+            StoreError: There is no store, or no such version.
+            CorruptStoreError: The manifest or a shard is missing, truncated or unreadable. Bytes are not compared with
+                their checksums here; `verify` does that.
+        """
+        storage = open_storage(store)
+        manifest = read_manifest(storage, version)
+        shards: list[Shard] = []
+        offset = 0
+        for info in manifest.shards:
+            shards.append(open_shard(storage, info, manifest.schema, offset))
+            offset += info.rows
+        return cls(storage.url, manifest, shards)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MemoryStore.open, (self.url, self.version)
+
+    def __len__(self) -> int:
+        return self.n_documents
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.manifest.fingerprint
+
+    @property
+    def n_documents(self) -> int:
+        return int(self._row_edges[-1])
+
+    @property
+    def n_memory_tokens(self) -> int:
+        return self.manifest.schema.n_memory_tokens
+
+    @property
+    def hidden_size(self) -> int:
+        return self.manifest.schema.hidden_size
+
+    def require_fingerprint(self, fingerprint: Fingerprint, what: str = "the model") -> None:
+        """Refuse a model that did not write this store.
+
+        Raises:
+            FingerprintMismatchError: Naming every field that differs, with both values.
+        """
+        self.fingerprint.require_match(fingerprint, f"the store {self.url}", what)
+
+    def take_memory(self, rows: np.ndarray) -> np.ndarray:
+        """Copy memories out.
+
+        Args:
+            rows: Row numbers, integers of any shape; repeats and any order are fine.
+
+        Returns:
+            float16, ``rows.shape + (M, D)``.
+
+        Raises:
+            StoreError: A row is outside the store.
+        """
+        rows = np.asarray(rows)
+        taken = np.empty((rows.size, self.n_memory_tokens, self.hidden_size), np.float16)
+        for shard, places, local in self._by_shard(rows):
+            taken[places] = shard.memory_SMD[local]
+        return taken.reshape(*rows.shape, self.n_memory_tokens, self.hidden_size)
+
+    def doc_ids(self, rows: np.ndarray | Sequence[int]) -> list[str]:
+        """Ids of the documents in ``rows``, flattened.
+
+        Raises:
+            StoreError: A row is outside the store.
+            CorruptStoreError: The bytes of an id are damaged.
+        """
+        return [values["doc_id"] for values in self._take(rows, ["doc_id"])]
+
+    def documents(self, rows: np.ndarray | Sequence[int]) -> list[StoredDocument]:
+        """The documents in ``rows``, flattened, in that order.
+
+        Raises:
+            StoreError: A row is outside the store.
+            CorruptStoreError: The bytes of a document are damaged.
+        """
+        columns = ["doc_id", "title", "text", "metadata", "n_tokens", "truncated"]
+        return [
+            StoredDocument(**{**values, "metadata": json.loads(values["metadata"])})
+            for values in self._take(rows, columns)
+        ]
+
+    def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
+        """Rows of ``doc_ids``, int64; -1 where an id is not in the store. The first call indexes all ids."""
+        return self._id_index.rows_of(doc_ids)
+
+    def rows_where(self, where: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """Rows whose metadata columns all hold one of the given values.
+
+        Args:
+            where: Metadata column -> accepted values, such as ``{"split": ("train",)}``. Empty: all rows.
+
+        Returns:
+            int64, ascending.
+
+        Raises:
+            StoreError: No such typed column, or a value that is not of its type.
+        """
+        accepted = {name: self._accepted_values(name, values) for name, values in where.items()}
+        found = [np.empty(0, np.int64)]
+        for shard in self.shards:
+            keep = np.ones(shard.rows, np.bool_)
+            for name, values in accepted.items():
+                keep &= pc.is_in(shard.batch.column(metadata_column(name)), values).to_numpy(zero_copy_only=False)
+            found.append(shard.row_offset + np.flatnonzero(keep))
+        return np.concatenate(found)
+
+    @cached_property
+    def _id_index(self) -> IdIndex:
+        return IdIndex((shard.doc_ids for shard in self.shards), self.doc_ids)
+
+    def _accepted_values(self, name: str, values: Sequence[Any]) -> pa.Array:
+        columns = self.manifest.schema.metadata_columns
+        if name not in columns:
+            raise StoreError(
+                f"the store {self.url} has no metadata column {name!r} to filter by",
+                expected=", ".join(columns) or "(it has none)",
+                hint="name the column when the corpus is compressed",
+            )
+        for value in values:
+            if not is_metadata_value(value, columns[name]):
+                raise StoreError(
+                    f"the filter on {name!r} has a value of another type", got=repr(value), expected=columns[name]
+                )
+        return pa.array(list(values), metadata_type(columns[name]))
+
+    def _take(self, rows: np.ndarray | Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
+        rows = np.asarray(rows, np.int64)
+        taken: list[dict[str, Any]] = [{}] * rows.size
+        for shard, places, local in self._by_shard(rows):
+            with reading(self.url, shard.info.file):
+                values = shard.batch.select(columns).take(pa.array(local)).to_pylist()
+            for place, row in zip(places.tolist(), values, strict=True):
+                taken[place] = row
+        return taken
+
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray, np.ndarray]]:
+        """Split flattened ``rows`` by shard: (shard, places in ``rows``, rows inside the shard, ascending)."""
+        flat = rows.reshape(-1)
+        if not flat.size:
+            return
+        if flat.dtype.kind not in "iu" or flat.min() < 0 or flat.max() >= self.n_documents:
+            raise StoreError(
+                f"there is no such row in the store {self.url}",
+                got=f"{flat.dtype} rows {flat.min()} .. {flat.max()}",
+                expected=f"integers 0 .. {self.n_documents - 1}",
+            )
+        order = np.argsort(flat, kind="stable")
+        ordered = flat[order]
+        edges = np.searchsorted(ordered, self._row_edges)
+        for index in np.flatnonzero(np.diff(edges)):
+            piece = slice(edges[index], edges[index + 1])
+            yield self.shards[index], order[piece], ordered[piece] - self._row_edges[index]

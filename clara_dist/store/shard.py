@@ -1,0 +1,184 @@
+"""One shard: an Arrow IPC file of one uncompressed record batch, so that its memories are one block of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clara_dist.errors import CorruptStoreError, StoreError
+from clara_dist.store.manifest import ShardInfo
+from clara_dist.store.schema import StoreSchema
+from clara_dist.store.storage import Storage
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows ``row_offset .. row_offset + rows`` of a store.
+
+    Attributes:
+        info: What the manifest says of it.
+        row_offset: Global row number of its first document.
+        batch: All columns; local shards are views of the mapped file.
+        memory_SMD: float16, read-only, without a copy.
+        norms_S: float32, read-only, without a copy: Euclidean norm of each flattened memory.
+    """
+
+    info: ShardInfo
+    row_offset: int
+    batch: pa.RecordBatch
+    memory_SMD: np.ndarray
+    norms_S: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return self.info.rows
+
+    @property
+    def doc_ids(self) -> pa.StringArray:
+        return self.batch.column("doc_id")
+
+
+def serialize(table: pa.Table) -> pa.Buffer:
+    """The bytes of a shard file; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    # One batch even of no rows: its presence is what tells an empty shard from a damaged one.
+    columns = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in table.columns]
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=table.schema))
+    return sink.getvalue()
+
+
+def checksum(data: pa.Buffer) -> str:
+    """SHA-256: in the standard library, in hardware on every server CPU since 2019, and nobody can forge a match."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def file_checksum(storage: Storage, file: str) -> str:
+    """The checksum of a stored file's bytes. Raises OSError."""
+    with storage.open(file) as source:
+        return checksum(source.read_buffer())
+
+
+def describe(file: str, data: pa.Buffer, doc_ids: pa.Array | pa.ChunkedArray) -> ShardInfo:
+    """The manifest's entry for a shard's bytes."""
+    bounds = pc.min_max(doc_ids).as_py()
+    return ShardInfo(file, len(doc_ids), data.size, checksum(data), bounds["min"], bounds["max"])
+
+
+@contextmanager
+def reading(url: str, file: str) -> Iterator[None]:
+    """Turn whatever damaged bytes make pyarrow or Python raise into one error that names the file."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CorruptStoreError(
+            f"the shard {file} of the store {url} is damaged",
+            got=f"{type(error).__name__}: {error}",
+            hint="`clara-dist store verify` lists all damage; restore the file or compress its documents again",
+        ) from error
+
+
+def read_batch(source: pa.NativeFile, schema: StoreSchema, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    """The record batch of an open shard file; views of the file if it is mapped.
+
+    Args:
+        source: The file.
+        schema: What its columns must be.
+        columns: Read these only (the bytes of the others are not touched); None means all.
+
+    Raises:
+        pa.ArrowException, ValueError: The file is no shard of this schema. Call it inside `reading`.
+    """
+    reader = pa.ipc.open_file(source)
+    expected = schema.arrow_schema()
+    if reader.schema != expected:
+        raise ValueError(
+            f"its columns are {reader.schema.names}, those of the store are {expected.names} (or their types differ)"
+        )
+    if columns is not None:
+        fields = [expected.get_field_index(name) for name in columns]
+        reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
+    if reader.num_record_batches != 1:
+        raise ValueError(f"it holds {reader.num_record_batches} record batches instead of one")
+    batch = reader.get_batch(0)
+    batch.validate()
+    for column in batch.schema:
+        if not column.nullable and batch.column(column.name).null_count:
+            raise ValueError(f"column {column.name} holds nulls")
+    return batch
+
+
+def open_shard(storage: Storage, info: ShardInfo, schema: StoreSchema, row_offset: int) -> Shard:
+    """Map a shard and check what is cheap to check: its presence, size, columns and row count, but not its checksum.
+
+    Raises:
+        CorruptStoreError: The shard is missing, truncated, longer than it was, or no shard of this schema.
+    """
+    batch = _read_checked(storage, info, schema)
+    with reading(storage.url, info.file):
+        flat = batch.column("memory").storage.flatten().to_numpy(zero_copy_only=True)
+        return Shard(
+            info=info,
+            row_offset=row_offset,
+            batch=batch,
+            memory_SMD=flat.reshape(info.rows, schema.n_memory_tokens, schema.hidden_size),
+            norms_S=batch.column("norm").to_numpy(zero_copy_only=True),
+        )
+
+
+def read_doc_ids(storage: Storage, info: ShardInfo, schema: StoreSchema) -> pa.StringArray:
+    """The ids of one shard, checked as in `open_shard`, without reading its memories.
+
+    Raises:
+        CorruptStoreError: As `open_shard`.
+    """
+    return _read_checked(storage, info, schema, ["doc_id"]).column("doc_id")
+
+
+def _read_checked(
+    storage: Storage, info: ShardInfo, schema: StoreSchema, columns: Sequence[str] | None = None
+) -> pa.RecordBatch:
+    with reading(storage.url, info.file):
+        size_bytes = storage.size_bytes(info.file)
+        if size_bytes is None:
+            raise ValueError("the file is missing")
+        if size_bytes != info.size_bytes:
+            raise ValueError(f"it has {size_bytes} bytes, the manifest says {info.size_bytes}")
+        # Closing gives the file descriptor back (a store may have more shards than a process may open files); the
+        # columns keep the mapping itself alive.
+        with storage.open(info.file) as source:
+            batch = read_batch(source, schema, columns)
+        if batch.num_rows != info.rows:
+            raise ValueError(f"it has {batch.num_rows} rows, the manifest says {info.rows}")
+        return batch
+
+
+def find_duplicates(doc_ids: Mapping[str, pa.StringArray], limit: int = 5) -> dict[str, list[str]]:
+    """Documents that come more than once.
+
+    Args:
+        doc_ids: File of each shard -> its ids.
+        limit: Stop after so many.
+
+    Returns:
+        ``doc_id`` -> the files that hold it, one entry per row.
+    """
+    ids = pa.chunked_array(list(doc_ids.values()), pa.string())
+    # Counting is one pass over a hash table in C++; the ids that come twice are only looked for if there are any.
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return {}
+    counts = pc.value_counts(ids)
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).slice(0, limit)
+    found: dict[str, list[str]] = {doc_id: [] for doc_id in repeated.to_pylist()}
+    for file, chunk in doc_ids.items():
+        for doc_id in chunk.filter(pc.is_in(chunk, repeated)).to_pylist():
+            found[doc_id].append(file)
+    return found
