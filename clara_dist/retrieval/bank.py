@@ -1,0 +1,77 @@
+"""The memories that training reads: by row, and by search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clara_dist.retrieval.search import ExactSearcher
+from clara_dist.store.reader import MemoryStore
+
+
+class MemoryBank:
+    """A store as tensors.
+
+    The compressor is frozen where this is used, so memories carry no gradient and never go stale.
+
+    Args:
+        store: The store.
+        where: Searches find only rows whose metadata columns hold one of these values; None or empty: all rows.
+        dtype: Type of the gathered memories; fp16 values are exact in fp32.
+        device: Where they go.
+
+    Raises:
+        StoreError: ``where`` names no typed metadata column of the store.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        where: Mapping[str, Sequence[Any]] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.store = store
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._searcher = ExactSearcher(store, store.rows_where(where) if where else None, device)
+
+    def gather(self, rows_BN: Tensor | np.ndarray) -> Tensor:
+        """Memories of the given rows.
+
+        Args:
+            rows_BN: int64 rows, of any shape; -1 is padding.
+
+        Returns:
+            memory_BNMD on the bank's device; zeros where the row is -1.
+
+        Raises:
+            StoreError: A row is neither -1 nor in the store.
+        """
+        rows = torch.as_tensor(rows_BN).cpu().numpy()
+        memory = np.zeros((*rows.shape, self.store.n_memory_tokens, self.store.hidden_size), np.float16)
+        memory[rows != -1] = self.store.take_memory(rows[rows != -1])
+        return torch.from_numpy(memory).to(self.device).to(self.dtype)
+
+    def search(self, query_BX: Tensor, n: int) -> Tensor:
+        """Rows of the n nearest memories of each query, best first.
+
+        Args:
+            query_BX: Queries; no gradient flows to them.
+            n: At most the number of rows that ``where`` leaves.
+
+        Returns:
+            rows_BN, int64, on the bank's device.
+
+        Raises:
+            RetrievalError: As `ExactSearcher.search`.
+        """
+        return self._searcher.search(query_BX, n).rows_BK.to(self.device)
+
+    def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
+        """Rows of documents, whether ``where`` holds for them or not; -1 where the store lacks one."""
+        return self.store.rows_of(doc_ids)
