@@ -21,14 +21,12 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import CorpusUnit, UnitScan, corpus_fingerprint, duplicate_rows, plan_units
 from clara_dist.data.documents import Reject
 from clara_dist.distributed.actor_pool import ActorPool, Mapper
+from clara_dist.distributed.compress_scan import RejectLister, UnitScanner, UnitWork
 from clara_dist.distributed.compress_workers import (
     FinishedShard,
     ModelIdentity,
-    RejectLister,
     ShardCompressor,
     ShardWork,
-    UnitScanner,
-    UnitWork,
     identify_model,
     shard_name,
 )

@@ -10,8 +10,9 @@ from functools import cached_property
 import torch
 
 from clara_dist.config.compress import CompressConfig
-from clara_dist.data.corpus import CorpusUnit, UnitScan, read_unit, scan_unit
-from clara_dist.data.documents import Document, Reject
+from clara_dist.data.corpus import read_unit
+from clara_dist.data.documents import Document
+from clara_dist.distributed.compress_scan import UnitWork
 from clara_dist.errors import ClusterError, CorruptStoreError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.model.clara import Clara
@@ -19,14 +20,6 @@ from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.manifest import ShardInfo
 from clara_dist.store.schema import StoreSchema
 from clara_dist.store.writer import describe_shard, write_shard
-
-
-@dataclass(frozen=True)
-class UnitWork:
-    """One unit and the positions, among its documents, of those that stood earlier in the corpus."""
-
-    unit: CorpusUnit
-    duplicates: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,20 +81,6 @@ def identify_model(config: CompressConfig) -> ModelIdentity:
     """Load the model on a CPU and say what it is. A worker does this: the driver's node may be too small for it."""
     clara = load_model(config, "cpu")
     return ModelIdentity(Fingerprint(clara.fingerprint_fields()), clara.n_memory_tokens, clara.hidden_size)
-
-
-class UnitScanner:
-    """Reads a unit for its ids and its bad rows."""
-
-    def __call__(self, unit: CorpusUnit) -> UnitScan:
-        return scan_unit(unit)
-
-
-class RejectLister:
-    """Reads a unit for its rejects, the documents that stood earlier included."""
-
-    def __call__(self, work: UnitWork) -> tuple[Reject, ...]:
-        return tuple(item for item in read_unit(work.unit, work.duplicates) if isinstance(item, Reject))
 
 
 class ShardCompressor:

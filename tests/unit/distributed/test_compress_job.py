@@ -53,9 +53,7 @@ def changed(config: CompressConfig, **changes: Any) -> CompressConfig:
 
 def compress(config: CompressConfig, compress_on: Callable[..., Any] = map_serially) -> CompressReport:
     units = plan_units(config.corpus, format=config.format, rows_per_unit=config.rows_per_shard)
-    return run(
-        config, units, scan_on=map_serially, compress_on=compress_on, identify=lambda: identify_model(config)
-    )
+    return run(config, units, scan_on=map_serially, compress_on=compress_on, identify=lambda: identify_model(config))
 
 
 class Dies(Exception):
