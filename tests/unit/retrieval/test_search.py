@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import clara_dist.retrieval.search as search_module
+from clara_dist.errors import CorruptStoreError, RetrievalError
+from clara_dist.retrieval import ExactSearcher, SearchResult, merge_top_k
+from clara_dist.store import MemoryStore, StoreSchema, commit, write_shard
+from tiny_stores import FINGERPRINT, build_store, open_store, random_memory, write_rows
+
+
+def random_queries(b: int, size: int, seed: int = 7) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((b, size)).astype(np.float32)
+
+
+def brute_force(query_BX: np.ndarray, memory_SMD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines in float64, rounded to float32 as the searcher promises; ties by row."""
+    q, m = query_BX.astype(np.float64), memory_SMD.reshape(len(memory_SMD), -1).astype(np.float64)
+    scores = (q @ m.T) / np.linalg.norm(q, axis=1)[:, None]
+    norms = np.linalg.norm(m, axis=1)
+    scores = np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0).astype(np.float32)
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return rows, np.take_along_axis(scores, rows, axis=1)
+
+
+def assert_exact(found: SearchResult, query_BX: np.ndarray, memory_SMD: np.ndarray, k: int) -> None:
+    rows, scores = brute_force(query_BX, memory_SMD, k)
+    assert found.rows_BK.tolist() == rows.tolist()
+    # The float64 sums differ by 1e-16, so the float32 results differ by one unit in the last place at most.
+    assert np.allclose(found.scores_BK.numpy(), scores, rtol=0, atol=6e-8)
+
+
+@pytest.mark.parametrize("shard_rows", [[700], [1, 0, 299, 400], [10] * 70])
+@pytest.mark.parametrize("k", [1, 5, 700])
+def test_equals_float64_brute_force_however_the_store_is_cut(tmp_path: Path, shard_rows: list[int], k: int):
+    memory = random_memory(700)
+    searcher = ExactSearcher(open_store(tmp_path, memory, shard_rows))
+    query = random_queries(9, 16)
+    found = searcher.search(query, k)
+    assert_exact(found, query, memory, k)
+    assert (found.rows_BK.dtype, found.scores_BK.dtype) == (torch.int64, torch.float32)
+    assert found.rows_BK.shape == (9, k)
+
+
+def test_chunks_and_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    memory = random_memory(500)
+    searcher = ExactSearcher(open_store(tmp_path, memory, [333, 167]), rows=np.arange(0, 500, 3))
+    query = random_queries(3, 16)
+    whole = searcher.search(query, 20)
+    monkeypatch.setattr(search_module, "_CPU_CHUNK_BYTES", 1)
+    monkeypatch.setattr(search_module, "_BLOCK_SCORES", 1)
+    monkeypatch.setattr(search_module, "_RESCORE_CHUNK_BYTES", 1)
+    pieces = searcher.search(query, 20)
+    assert torch.equal(pieces.rows_BK, whole.rows_BK)
+    assert torch.equal(pieces.scores_BK, whole.scores_BK)
+
+
+def test_a_query_scores_the_same_alone_and_in_a_batch(tmp_path: Path):
+    searcher = ExactSearcher(open_store(tmp_path, random_memory(400, 4, 64)))
+    query = random_queries(17, 256)
+    batch = searcher.search(query, 10)
+    for i in range(17):
+        alone = searcher.search(query[i : i + 1], 10)
+        assert torch.equal(alone.rows_BK[0], batch.rows_BK[i])
+        assert torch.equal(alone.scores_BK[0], batch.scores_BK[i])
+
+
+def test_equal_memories_tie_and_the_lowest_row_comes_first(tmp_path: Path):
+    # Long vectors: fp32 products of equal rows differ in the last bits by their place in a chunk.
+    memory = np.repeat(random_memory(3, 2, 4096, seed=5), 40, axis=0)[np.random.default_rng(0).permutation(120)]
+    searcher = ExactSearcher(open_store(tmp_path, memory, [50, 70]))
+    query = random_queries(2, 8192)
+    found = searcher.search(query, 60)
+    assert_exact(found, query, memory, 60)
+    for rows, scores in zip(found.rows_BK, found.scores_BK, strict=True):
+        assert scores[:40].unique().numel() == 1
+        assert rows[:40].tolist() == sorted(rows[:40].tolist())
+
+
+def test_nearly_equal_scores_are_ranked_as_float64_ranks_them(tmp_path: Path):
+    # A collapsed space: all memories point nearly the same way, and fp32 sums over X = 32,768 positive values cannot
+    # tell them apart. The sieve must keep them all and the float64 scores must decide.
+    generator = np.random.default_rng(3)
+    memory = (1 + 0.002 * generator.standard_normal((300, 8, 4096))).astype(np.float16)
+    query = (1 + 0.002 * generator.standard_normal((2, 8 * 4096))).astype(np.float32)
+    assert_exact(ExactSearcher(open_store(tmp_path, memory, [100, 200])).search(query, 10), query, memory, 10)
+
+
+def test_the_sieve_margin_covers_the_error_of_fp32_scores(tmp_path: Path):
+    memory = np.abs(random_memory(40, 16, 4096))
+    query = np.abs(random_queries(1, 65536))
+    searcher = ExactSearcher(open_store(tmp_path, memory))
+    unit = torch.from_numpy(query).double()
+    unit /= unit.norm()
+    ((_, scores_BS),) = searcher._scan(unit.float())
+    exact = searcher._exact(unit, np.arange(40))
+    # Measured: 2.4e-6 at worst; the margin must cover it twice.
+    assert (scores_BS - exact).abs().max() < search_module._SIEVE_MARGIN / 4
+
+
+def test_a_subset_of_rows_is_searched_alone(tmp_path: Path):
+    memory = random_memory(200)
+    store = open_store(tmp_path, memory, [60, 60, 80])
+    query = random_queries(4, 16)
+    rows = np.sort(np.random.default_rng(2).choice(200, 70, replace=False))
+    searcher = ExactSearcher(store, rows=np.random.default_rng(3).permutation(np.concatenate([rows, rows[:5]])))
+    assert searcher.n_rows == 70
+    expected, scores = brute_force(query, memory[rows], 15)
+    found = searcher.search(query, 15)
+    assert found.rows_BK.tolist() == rows[expected].tolist()
+    assert np.allclose(found.scores_BK.numpy(), scores, rtol=0, atol=6e-8)
+    for bad in ([200], [-1]):
+        with pytest.raises(RetrievalError, match=r"expected: 0 \.\. 199"):
+            ExactSearcher(store, rows=np.array(bad))
+
+
+def test_merging_partitions_equals_one_search(tmp_path: Path):
+    memory = np.repeat(random_memory(50), 3, axis=0)
+    store = open_store(tmp_path, memory, [70, 80])
+    query = random_queries(5, 16)
+    parts = [np.arange(100, 150), np.arange(0, 100, 2), np.arange(1, 100, 2)]
+    results = [ExactSearcher(store, rows=part).search(query, 20) for part in parts]
+    merged, whole = merge_top_k(results, 20), ExactSearcher(store).search(query, 20)
+    assert torch.equal(merged.rows_BK, whole.rows_BK)
+    assert torch.equal(merged.scores_BK, whole.scores_BK)
+    with pytest.raises(RetrievalError, match=r"1 \.\. 60"):
+        merge_top_k(results, 61)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_queries_of_any_float_type_and_shape(tmp_path: Path, dtype: torch.dtype):
+    memory = random_memory(30)
+    searcher = ExactSearcher(open_store(tmp_path, memory))
+    query = torch.from_numpy(random_queries(2, 16)).to(dtype).view(2, 2, 8).requires_grad_()
+    found = searcher.search(query, 4)
+    assert not found.scores_BK.requires_grad
+    assert_exact(found, query.detach().double().flatten(1).numpy(), memory, 4)
+    scaled = searcher.search(query.detach() * 1024, 4)
+    assert torch.equal(scaled.scores_BK, found.scores_BK)
+
+
+def test_a_zero_memory_scores_zero(tmp_path: Path):
+    memory = random_memory(5)
+    memory[3] = 0
+    query = random_queries(1, 16)
+    found = ExactSearcher(open_store(tmp_path, memory)).search(query, 5)
+    assert_exact(found, query, memory, 5)
+    assert found.scores_BK[0][found.rows_BK[0] == 3].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("k", [0, -1, 31])
+def test_k_out_of_range_is_a_clear_error(tmp_path: Path, k: int):
+    searcher = ExactSearcher(open_store(tmp_path, random_memory(30)))
+    with pytest.raises(RetrievalError, match=rf"got: k = {k}\n.*1 \.\. 30"):
+        searcher.search(random_queries(1, 16), k)
+
+
+def test_an_empty_store_opens_but_cannot_be_searched(tmp_path: Path):
+    commit(tmp_path, StoreSchema(2, 8), FINGERPRINT, [])
+    searcher = ExactSearcher(MemoryStore.open(tmp_path))
+    with pytest.raises(RetrievalError, match="nothing to search"):
+        searcher.search(random_queries(1, 16), 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 15), (16,), (0, 16), (1, 2, 9)])
+def test_queries_of_the_wrong_shape_are_errors(tmp_path: Path, shape: tuple[int, ...]):
+    searcher = ExactSearcher(open_store(tmp_path, random_memory(3)))
+    with pytest.raises(RetrievalError, match=r"expected: \[B, 16\] or \[B, 2, 8\]"):
+        searcher.search(torch.ones(shape), 1)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_queries_without_a_direction_are_errors(tmp_path: Path, value: float):
+    searcher = ExactSearcher(open_store(tmp_path, random_memory(3)))
+    query = random_queries(3, 16)
+    query[1] = value
+    with pytest.raises(RetrievalError, match="query 1 has no direction"):
+        searcher.search(query, 1)
+
+
+def test_a_memory_that_is_not_finite_is_never_an_answer(tmp_path: Path):
+    write_rows(tmp_path, "unit", random_memory(4))
+    table = pa.ipc.open_file(pa.memory_map(str(tmp_path / "shards/unit.arrow"))).read_all()
+    norms = pa.array(np.array([1, np.nan, 1, 1], np.float32))
+    shard = write_shard(tmp_path, table.set_column(7, table.schema.field("norm"), norms), "unit")
+    commit(tmp_path, StoreSchema(2, 8), FINGERPRINT, [shard])
+    with pytest.raises(CorruptStoreError, match=r"shards/unit\.arrow"):
+        ExactSearcher(MemoryStore.open(tmp_path)).search(random_queries(1, 16), 1)
+
+
+def test_the_scan_reads_the_mapped_file_without_a_copy_or_a_warning(tmp_path: Path):
+    store = open_store(tmp_path, random_memory(100, 4, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        view = search_module._memory_view(store.shards[0])
+        assert view.data_ptr() == store.shards[0].memory_SMD.ctypes.data
+        before = pa.total_allocated_bytes()
+        ExactSearcher(store).search(random_queries(2, 256), 3)
+    assert pa.total_allocated_bytes() == before
+
+
+def test_a_searcher_pickles(tmp_path: Path):
+    memory = random_memory(50)
+    build_store(tmp_path, memory)
+    searcher = ExactSearcher(MemoryStore.open(tmp_path), rows=np.arange(10, 40))
+    copy = pickle.loads(pickle.dumps(searcher))
+    query = random_queries(2, 16)
+    assert torch.equal(copy.search(query, 5).rows_BK, searcher.search(query, 5).rows_BK)
