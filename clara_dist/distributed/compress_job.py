@@ -8,6 +8,7 @@ leaves the store's versions as they were; run again, it keeps the shards that ar
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -94,11 +95,12 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
         StoreError: The store holds something else.
         ClusterError: A node does not see the files, or Ray failed beyond the retries.
     """
+    config = absolute_paths(config)
     with connect(address, num_cpus=num_cpus):
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
         resources = {"num_cpus": config.cpus_per_worker, "num_gpus": int(uses_gpu)}
         units = plan_units(config.corpus, format=config.format, rows_per_unit=config.rows_per_shard)
-        require_visible(_paths(config, units), _local_directory(config.store))
+        require_visible(_inputs(config, units), None if "://" in config.store else config.store)
         # Loading takes about as long as scanning: the two run side by side.
         identity = ray.remote(**resources)(identify_model).remote(config)
         return run(
@@ -270,14 +272,21 @@ def _writer_info(
     }
 
 
-def _paths(config: CompressConfig, units: Sequence[CorpusUnit]) -> list[str]:
-    """Local paths that every worker must see; a hub id is none."""
-    bases = [config.base_model or read_config(Path(config.model)).base_model]
-    return [config.model, *(base for base in bases if Path(base).is_dir()), *sorted({unit.path for unit in units})]
+def absolute_paths(config: CompressConfig) -> CompressConfig:
+    """The configuration with local paths made absolute: workers have working directories of their own."""
+    base = config.base_model or read_config(Path(config.model)).base_model
+    paths = {"model": config.model, "store": config.store, "rejects": config.rejects_path}
+    local: dict[str, object] = {name: os.path.abspath(path) for name, path in paths.items() if "://" not in path}
+    local["corpus"] = tuple(os.path.abspath(path) for path in config.corpus)
+    if os.path.isdir(base):  # else a hub id, or a directory beside the model's
+        local["base_model"] = os.path.abspath(base)
+    return config.model_copy(update=local)
 
 
-def _local_directory(store: str) -> str | None:
-    return None if "://" in store else store
+def _inputs(config: CompressConfig, units: Sequence[CorpusUnit]) -> list[str]:
+    """Local paths that workers read."""
+    base = [config.base_model] if config.base_model and os.path.isdir(config.base_model) else []
+    return [config.model, *base, *sorted({unit.path for unit in units})]
 
 
 def _wait(identity: ray.ObjectRef, resources: dict[str, int]) -> ModelIdentity:

@@ -13,7 +13,7 @@ import pytest
 from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import plan_units
 from clara_dist.distributed.actor_pool import map_serially
-from clara_dist.distributed.compress_job import CompressReport, run
+from clara_dist.distributed.compress_job import CompressReport, absolute_paths, run
 from clara_dist.distributed.compress_workers import ShardCompressor, identify_model
 from clara_dist.errors import DataError, FingerprintMismatchError, StoreError
 from clara_dist.model.clara import Clara
@@ -230,3 +230,13 @@ def test_worker_with_another_model_writes_nothing(config: CompressConfig, tmp_pa
     worker = ShardCompressor(changed(config, model=str(tmp_path / "other")), identity, "cpu")
     with pytest.raises(FingerprintMismatchError, match="the model that this worker sees"):
         _ = worker.compressor
+
+
+def test_relative_paths_become_absolute_and_hub_ids_stay(
+    config: CompressConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = absolute_paths(changed(config, corpus=("c/*.jsonl",), store="s", base_model="hub/base"))
+    assert (found.corpus, found.store) == ((str(tmp_path / "c/*.jsonl"),), str(tmp_path / "s"))
+    assert (found.rejects, found.base_model) == (str(tmp_path / "s.rejects.jsonl"), "hub/base")
+    assert absolute_paths(changed(config, store="s3://bucket/s")).store == "s3://bucket/s"
