@@ -14,7 +14,19 @@ from clara_dist import cli
 from clara_dist.config.compress import CompressConfig
 from clara_dist.config.serve import ServeConfig
 
-COMMANDS = ["demo", "init", "import-apple", "compress", "train", "serve", "ask", "eval", "store info", "store verify"]
+COMMANDS = [
+    "demo",
+    "pipeline",
+    "init",
+    "import-apple",
+    "compress",
+    "train",
+    "serve",
+    "ask",
+    "eval",
+    "store info",
+    "store verify",
+]
 
 
 def run(*args: str, code: int, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:

@@ -1,0 +1,223 @@
+"""The bundled demo: a made-up world is written to files, and from there on everything is what a user would run.
+
+The pipeline (`clara_dist.distributed.pipeline`) trains a tiny base LLM, the compressor, the reasoner and the generator,
+compresses the corpus and evaluates; then the model is served, and held-out questions are asked over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clara_dist.client import Client
+from clara_dist.config import load_config
+from clara_dist.config.http import AnswerReply
+from clara_dist.config.pipeline import PipelineConfig
+from clara_dist.config.serve import ServeConfig
+from clara_dist.data.demo_files import DemoSizes, write_demo
+from clara_dist.data.questions import EvalQuestion, read_questions
+from clara_dist.distributed import pipeline
+from clara_dist.distributed.peak_memory import PeakMemory
+from clara_dist.distributed.serve_app import serving
+from clara_dist.distributed.session import connect
+from clara_dist.distributed.steps import Step, run_steps
+from clara_dist.errors import ConfigError
+from clara_dist.evaluation import score_answer
+
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+# The directory that the files in CONFIGS name; a demo elsewhere has it replaced.
+CONFIGURED_DIR = "demo-run"
+N_ASKED = 40
+N_SHOWN = 5
+N_CLIENTS = 8
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A held-out question, answered over HTTP.
+
+    Attributes:
+        right: Whether the answer is an exact match.
+        as_evaluated: Whether answer and source are those of the evaluation, which ran in another process on
+            unmerged weights.
+    """
+
+    question: str
+    answer: str
+    right_answers: tuple[str, ...]
+    right: bool
+    as_evaluated: bool
+    doc_id: str
+    source: str
+    score: float
+    seconds: float
+
+
+def run_demo(
+    work_dir: str | Path, *, seed: int, resume: bool = False, keep_serving: bool = False, port: int | None = None
+) -> None:
+    """Run the demo and print what it found.
+
+    Args:
+        work_dir: Everything is written there: data, models, store, report, ``results.json``.
+        seed: Of the world and of all training.
+        resume: Skip the steps that are finished.
+        keep_serving: Leave the server up at the end, until Ctrl-C.
+        port: Of the server; None takes 8000, or a free one.
+
+    Raises:
+        ConfigError: ``work_dir`` holds a demo and ``resume`` was not asked for, or the port is taken.
+    """
+    work_dir = Path(work_dir)
+    started = time.monotonic()
+    config = demo_config(work_dir, seed)
+    served = ServeConfig(
+        model=config.evaluate.model, store=config.evaluate.store, top_k=config.evaluate.top_k, port=port or _free_port()
+    )
+    steps = [
+        Step("world", "write the demo world", lambda: write_demo(work_dir / "data", seed, DemoSizes())),
+        *pipeline.steps(config, resume=resume),
+    ]
+    with PeakMemory() as memory, connect(num_cpus=pipeline.local_cpus(config)):
+        seconds = run_steps(steps, work_dir, settings=config.to_yaml(), resume=resume)
+        print("starting the server", flush=True)
+        with serving(served) as url:
+            asked = ask(url, config)
+            show(asked)
+            print(f"\n{pipeline.table(config)}")
+            wall_s = time.monotonic() - started
+            print(f"{wall_s:.0f} s in all, at most {memory.peak_bytes / 2**30:.2f} GiB of memory")
+            results = _results(config, seed, seconds, wall_s, memory.peak_bytes, asked)
+            (work_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            if keep_serving:
+                _wait_for_ctrl_c(url)
+    print(f"everything is in {work_dir}. Serve it, and ask it from another terminal:")
+    print(f"  clara-dist serve --model {served.model} --store {served.store} top_k={served.top_k}")
+    print(f'  clara-dist ask "{asked[0].question}"')
+
+
+def demo_config(work_dir: Path, seed: int) -> PipelineConfig:
+    """The pipeline of ``jobs/configs/demo.yaml``, in ``work_dir`` and with ``seed``; also written there."""
+    path = CONFIGS / "demo.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            "the demo's configuration is not there", got=f"no {path}", hint="run the demo from a clone of the project"
+        )
+    tree = _seeded(_moved(yaml.safe_load(path.read_text(encoding="utf-8")), work_dir), seed)
+    resolved = work_dir / "pipeline.yaml"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    resolved.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return load_config(PipelineConfig, resolved)
+
+
+def ask(url: str, config: PipelineConfig) -> list[Asked]:
+    """Ask held-out questions, several clients at a time, and compare with the evaluation's answers."""
+    questions = read_questions(config.evaluate.questions)[:N_ASKED]
+    evaluated = _evaluated(config)
+    with Client(url) as client, ThreadPoolExecutor(N_CLIENTS) as clients:
+        return list(clients.map(lambda question: _ask_one(client, question, evaluated), questions))
+
+
+def show(asked: Sequence[Asked]) -> None:
+    """Print some questions with their answers and sources, and how many were right."""
+    for one in asked[:N_SHOWN]:
+        mark = "right" if one.right else f"wrong: {' or '.join(one.right_answers)}"
+        print(f"\n  question  {one.question}\n  answer    {one.answer}   ({mark})")
+        print(f"  source    {one.doc_id}, cosine {one.score:.3f}: {one.source}")
+    n_right, n_same = sum(one.right for one in asked), sum(one.as_evaluated for one in asked)
+    print(
+        f"\nasked {len(asked)} held-out questions over HTTP with {N_CLIENTS} clients: {n_right} right, "
+        f"{n_same} answered as in the evaluation"
+    )
+
+
+def _ask_one(client: Client, question: EvalQuestion, evaluated: dict[str, tuple[str, list[str]]]) -> Asked:
+    started = time.monotonic()
+    reply: AnswerReply = client.ask(question.question)
+    return Asked(
+        question=question.question,
+        answer=reply.answer,
+        right_answers=question.answers,
+        right=score_answer(reply.answer, question.answers).exact_match == 1,
+        as_evaluated=(reply.answer, [source.doc_id for source in reply.sources]) == evaluated[question.question_id],
+        doc_id=reply.sources[0].doc_id,
+        source=reply.sources[0].text,
+        score=reply.sources[0].score,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _evaluated(config: PipelineConfig) -> dict[str, tuple[str, list[str]]]:
+    """question_id -> the evaluation's answer and documents, over the whole corpus."""
+    with open(Path(config.report_dir) / "answers.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return {
+        row["question_id"]: (row["answer"], row["doc_ids"])
+        for row in rows
+        if row["method"] == "reasoner" and row["scope"] == "corpus"
+    }
+
+
+def _results(
+    config: PipelineConfig, seed: int, seconds: dict[str, float], wall_s: float, peak_bytes: int, asked: list[Asked]
+) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "seconds": seconds,
+        "wall_s": wall_s,
+        "peak_memory_bytes": peak_bytes,
+        "evaluation": json.loads((Path(config.report_dir) / "report.json").read_text(encoding="utf-8")),
+        "asked": [asdict(one) for one in asked],
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("clara-dist", "torch", "transformers", "ray", "deepspeed")},
+    }
+
+
+def _moved(tree: Any, work_dir: Path) -> Any:
+    """The configuration with every path below the configured directory moved to ``work_dir``."""
+    if isinstance(tree, dict):
+        return {key: _moved(value, work_dir) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_moved(value, work_dir) for value in tree]
+    if isinstance(tree, str) and Path(tree).parts[:1] == (CONFIGURED_DIR,):
+        return str(work_dir.joinpath(*Path(tree).parts[1:]))
+    return tree
+
+
+def _seeded(tree: Any, seed: int) -> Any:
+    for run in ("prepare", "joint"):
+        for stage in tree[run]["stages"]:
+            stage["seed"] = seed
+    return tree
+
+
+def _free_port(preferred: int = 8000) -> int:
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConfigError("no free port on this machine")
+
+
+def _wait_for_ctrl_c(url: str) -> None:
+    print(f"serving at {url} until Ctrl-C", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("shutting down", flush=True)
