@@ -105,6 +105,25 @@ def test_the_sieve_margin_covers_the_error_of_fp32_scores(tmp_path: Path):
     assert (scores_BS - exact).abs().max() < search_module._SIEVE_MARGIN / 4
 
 
+def test_a_program_that_multiplies_in_bfloat16_still_gets_exact_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Scores a few 1e-4 apart, errors of a few 1e-3: only a wider margin can find the best.
+    memory = (1 + 0.05 * random_memory(600, 2, 64)).astype(np.float16)
+    searcher = ExactSearcher(open_store(tmp_path, memory, [300, 300]))
+    query = 1 + 0.05 * random_queries(6, 128)
+    mm = torch.mm
+
+    def coarse_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        mm(a.bfloat16().float(), b.bfloat16().float(), out=out)
+
+    # What TF32 on a GPU and `set_float32_matmul_precision("medium")` on some CPUs do.
+    monkeypatch.setattr(torch, "mm", coarse_mm)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = searcher.search(query, 10)
+    assert_exact(found, query, memory, 10)
+
+
 def test_a_subset_of_rows_is_searched_alone(tmp_path: Path):
     memory = random_memory(200)
     store = open_store(tmp_path, memory, [60, 60, 80])
