@@ -22,7 +22,7 @@ def test_a_mismatch_names_only_the_differing_field_with_both_values(field: str):
     assert other.digest != A.digest
     with pytest.raises(FingerprintMismatchError) as caught:
         A.require_match(other, "the store S", "the model")
-    error = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    error = pickle.loads(pickle.dumps(caught.value))
     assert error.what == f"the store S and the model do not belong together; they differ in: {field}"
     assert error.got == f"the model: {field} = other-value"
     assert error.expected == f"the store S: {field} = {A.fields[field]}"
