@@ -1,0 +1,223 @@
+"""The Serve application, ingress -> engine -> retriever, and a server around it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from clara_dist.client import Client
+from clara_dist.config.serve import ServeConfig
+from clara_dist.distributed.serve_engine import Engine
+from clara_dist.distributed.serve_guard import ApiKeys
+from clara_dist.distributed.serve_ingress import Ingress
+from clara_dist.distributed.serve_retriever import Retriever
+from clara_dist.distributed.session import cluster_has_gpus, connect
+from clara_dist.errors import ClusterError, ConfigError, RequestError
+
+APP_NAME = "clara"
+
+# The ingress only waits: it may hold as many requests as the engine's queue lets in, and the queue is what refuses.
+_INGRESS_REQUESTS = 10_000
+_INGRESS_CPUS = 0.1
+_POLL_S = 0.2
+_SHUTDOWN_S = 60.0
+_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+
+
+def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
+    """The application; also the builder of `serve run` and `serve deploy`, whose YAML ``args`` are `ServeConfig`.
+
+    A store that the model did not write makes the engine refuse to start.
+    """
+    if not isinstance(config, ServeConfig):
+        config = ServeConfig.model_validate(dict(config))
+    config = config.model_copy(update={"model": _absolute(config.model), "store": _absolute(config.store)})
+    device = config.device
+    if device == "auto":
+        device = "cuda" if ray.is_initialized() and cluster_has_gpus() else "cpu"
+    retriever = serve.deployment(
+        Retriever,
+        num_replicas=config.retriever_replicas,
+        max_constructor_retry_count=2,
+        ray_actor_options={"num_cpus": config.retriever_cpus},
+    ).bind(config)
+    engine = serve.deployment(
+        Engine,
+        num_replicas=config.engine_replicas,
+        # One batch at work and the next one waiting for it.
+        max_ongoing_requests=2 * config.batch_size,
+        max_queued_requests=config.limits.max_queued_requests,
+        max_constructor_retry_count=2,
+        ray_actor_options={
+            "num_cpus": config.engine_cpus,
+            "num_gpus": config.engine_gpus if device == "cuda" else 0,
+        },
+    ).bind(config, device, retriever)
+    return serve.deployment(
+        serve.ingress()(Ingress),
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        max_constructor_retry_count=2,
+        ray_actor_options={"num_cpus": _INGRESS_CPUS},
+    ).bind(config, engine)
+
+
+def _absolute(path: str) -> str:
+    """Replicas run in other directories; what is no local path (a URL) stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def deploy(config: ServeConfig, *, name: str = APP_NAME, route_prefix: str = "/") -> None:
+    """Put the application on the Serve that runs here, and wait until all its deployments do.
+
+    Raises:
+        ClusterError: A deployment cannot start; the message says why. What was deployed is removed again.
+    """
+    target = serve.RunTarget(build_app(config), name=name, route_prefix=route_prefix)
+    serve.run_many([target], wait_for_applications_running=False)
+    deadline = time.monotonic() + config.start_timeout_s
+    while True:
+        app = serve.status().applications[name]
+        if app.status == "RUNNING":
+            return
+        messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+        if app.status == "DEPLOY_FAILED":
+            serve.delete(name)
+            raise ClusterError("the server cannot start", got=_cause(messages))
+        if time.monotonic() > deadline:
+            serve.delete(name)
+            raise ClusterError(
+                "the server did not start in time",
+                got=_cause(messages),
+                expected=f"all deployments running after {config.start_timeout_s:g} s (start_timeout_s)",
+            )
+        time.sleep(_POLL_S)
+
+
+def _cause(messages: list[str]) -> str:
+    """The error of a replica out of Serve's report, which wraps it in its own words and a stack trace."""
+    report = "\n".join(message for message in messages if message)
+    ours = re.findall(r"clara_dist\.errors\.(\w+: .*(?:\n {2}(?:got|expected|to do): .*)*)", report)
+    return ours[-1] if ours else report
+
+
+@contextmanager
+def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]:
+    """A server for the length of a ``with`` block.
+
+    Uses the connected Ray, or connects as `session.connect` does.
+
+    Args:
+        config: What to serve, and where.
+        address: A Ray cluster; None: ``RAY_ADDRESS``, else a local Ray.
+
+    Yields:
+        The server's URL, when it answers.
+
+    Raises:
+        ConfigError: The port is taken, or an API key is missing.
+        ClusterError: Serve runs there already, or a deployment cannot start.
+    """
+    ApiKeys.from_environment(config)
+    _require_free_port(config)
+    with connect(address):
+        if _serve_is_running():
+            raise ClusterError("Serve runs on this cluster already", hint="deploy to it with: serve deploy YAML")
+        # What Serve says of itself on the console: warnings only.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        try:
+            serve.start(http_options={"host": config.host, "port": config.port})
+            deploy(config)
+            url = _url(config)
+            _wait_for_health(url, config.start_timeout_s)
+            yield url
+        finally:
+            _shut_down_serve()
+
+
+def run(config: ServeConfig, *, address: str | None = None) -> None:
+    """Serve until Ctrl-C or SIGTERM, then shut down; raises as `serving` does."""
+    print(f"loading {config.model} and {config.store} ...", flush=True)
+    with serving(config, address=address) as url:
+        body = json.dumps({"question": "..."})
+        key = f" -H 'Authorization: Bearer '\"${config.api_key_env}\"" if ApiKeys.from_environment(config) else ""
+        print(f"serving at {url}; stop with Ctrl-C. Ask it:")
+        print(f"  curl {url}/v1/answers -H 'Content-Type: application/json'{key} -d '{body}'", flush=True)
+        _wait_for_stop()
+        print("shutting down ...", flush=True)
+
+
+def _wait_for_stop() -> None:
+    stop = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+    try:
+        stop.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _require_free_port(config: ServeConfig) -> None:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {config.host}:{config.port}", got=error.strerror, hint="choose another port"
+            ) from error
+
+
+def _serve_is_running() -> bool:
+    try:
+        ray.get_actor(_CONTROLLER, namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+def _shut_down_serve() -> None:
+    """`serve.shutdown`, in silence.
+
+    The controller's last call ends with the controller. `serve.shutdown` makes that call as one to be retried, and Ray
+    prints on the driver's stdout that it failed.
+    """
+    if _serve_is_running():
+        controller = ray.get_actor(_CONTROLLER, namespace="serve")
+        with suppress(RayActorError, GetTimeoutError):
+            ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_SHUTDOWN_S)
+    serve.shutdown()
+
+
+def _url(config: ServeConfig) -> str:
+    """Where this machine reaches the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+
+
+def _wait_for_health(url: str, timeout_s: float) -> None:
+    """Deployments run before the proxy knows their route."""
+    deadline = time.monotonic() + timeout_s
+    with Client(url, timeout_s=10.0) as client:
+        while True:
+            try:
+                client.health()
+                return
+            except RequestError as error:
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"the server at {url} does not answer", got=error) from error
+            time.sleep(_POLL_S)

@@ -1,0 +1,138 @@
+"""The ingress over a made-up engine handle: what clients are told while an engine loads, is full, late or lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from clara_dist.config.http import Health
+from clara_dist.config.serve import LimitsConfig, ServeConfig
+from clara_dist.distributed import serve_ingress
+from clara_dist.distributed.serve_errors import ApiError
+from clara_dist.distributed.serve_ingress import Ingress
+from clara_dist.errors import StoreError, TokenizationError
+
+CONFIG = ServeConfig(model="m", store="s", limits=LimitsConfig(request_timeout_s=0.05))
+HEALTH = Health(model_version="abc", store_version=1, n_documents=3)
+
+
+class Response:
+    """A `DeploymentResponse`: a value, an error, or never."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+        self.cancelled = False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self.outcome is None:
+            yield from asyncio.Event().wait().__await__()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """Hands out the given responses in turn, the last one for ever."""
+
+    def __init__(self, *, describe: list[Any], answer: list[Any] | None = None) -> None:
+        self.responses: list[Response] = []
+        self.describe = SimpleNamespace(remote=lambda: self._next(describe))
+        self.answer = SimpleNamespace(remote=lambda *args: self._next(answer or [None]))
+
+    def _next(self, outcomes: list[Any]) -> Response:
+        self.responses.append(Response(outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]))
+        return self.responses[-1]
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_ingress, "_FIRST_CONTACT_S", 0.01)
+
+
+def refusal(handle: Handle) -> ApiError:
+    async def ask() -> None:
+        await Ingress(CONFIG, handle).answer("x", 1, 1)  # type: ignore[arg-type]
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(ask())
+    return caught.value
+
+
+def task_error(cause: Exception) -> Exception:
+    """As Ray raises the error of another process: a class that is both, whose text is a stack trace."""
+    return RayTaskError("answer", "Traceback: secret", cause).as_instanceof_cause()
+
+
+def test_an_answer_is_passed_on() -> None:
+    async def ask() -> Any:
+        return await Ingress(CONFIG, Handle(describe=[HEALTH], answer=["reply"])).answer("x", 1, 1)  # type: ignore[arg-type]
+
+    assert asyncio.run(ask()) == "reply"
+
+
+def test_503_while_the_engine_loads() -> None:
+    error = refusal(Handle(describe=[None]))
+    assert (error.status, error.headers) == (503, {"Retry-After": "2"})
+
+
+def test_429_when_the_queue_is_full() -> None:
+    error = refusal(Handle(describe=[HEALTH], answer=[BackPressureError(5, 4)]))
+    assert (error.status, error.headers) == (429, {"Retry-After": "1"})
+
+
+def test_504_when_it_takes_too_long_and_the_engine_is_told() -> None:
+    handle = Handle(describe=[HEALTH], answer=[None])
+    assert refusal(handle).status == 504
+    assert [response.cancelled for response in handle.responses] == [False, True]
+
+
+def test_a_client_that_leaves_takes_its_request_along() -> None:
+    handle = Handle(describe=[HEALTH], answer=[None])
+
+    async def ask_and_leave() -> None:
+        request = asyncio.create_task(Ingress(CONFIG, handle).answer("x", 1, 1))  # type: ignore[arg-type]
+        while len(handle.responses) < 2:
+            await asyncio.sleep(0)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    asyncio.run(ask_and_leave())
+    assert handle.responses[1].cancelled
+
+
+def test_a_lost_engine_is_503_until_the_next_one_answers() -> None:
+    died = task_error(ActorDiedError())
+    ingress = Ingress(CONFIG, Handle(describe=[HEALTH, None, HEALTH], answer=[died, "reply"]))  # type: ignore[arg-type]
+
+    async def ask() -> Any:
+        statuses = []
+        for _ in range(2):
+            with pytest.raises(ApiError) as caught:
+                await ingress.answer("x", 1, 1)
+            statuses.append(caught.value.status)
+        assert ingress._contact is not None
+        ingress._contact.cancel()
+        with pytest.raises(ApiError):
+            await ingress.health()
+        return statuses, await ingress.answer("x", 1, 1)
+
+    assert asyncio.run(ask()) == ([503, 503], "reply")
+
+
+def test_errors_cross_processes_without_their_stack_traces() -> None:
+    error = refusal(Handle(describe=[HEALTH], answer=[task_error(TokenizationError("too long", got="9", hint="cut"))]))
+    assert (error.status, error.message) == (400, "too long; got: 9; to do: cut")
+    nested = task_error(task_error(StoreError("secret")))
+    error = refusal(Handle(describe=[HEALTH], answer=[nested]))
+    assert error.status == 500
+    assert "secret" not in error.message
