@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from gloo_ranks import run_on_ranks
 from safetensors.torch import load_file
 
 from clara_dist.config import TrainConfig
 from clara_dist.training.checkpoint import checkpoint_paths
 from clara_dist.training.loop import run
+from gloo_ranks import run_on_ranks
 
 # No clipping and no dropout: after one step AdamW's exp_avg is (1 - beta1) times the gradient of the global batch.
 PLAIN = {"optimizer": {"lr": 1e-2, "clip_norm": 1e9}, "checkpoint_every": 1, "keep_checkpoints": 10, "steps": 3}

@@ -1,0 +1,79 @@
+"""Runs of the joint stage: from the store, by the answer loss alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clara_dist.errors import DataError, FingerprintMismatchError, TrainingError
+from clara_dist.model import Clara
+from clara_dist.training.loop import run
+
+CANDIDATES = {"given": {"source": "given"}, "mixed": {"source": "mixed", "n": 6, "corpus_share": 0.5}}
+
+
+@pytest.mark.parametrize("source", ["given", "mixed"])
+def test_it_learns_without_compressing_anything(
+    make_joint_config: Any, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = Clara.encode
+
+    def spy(self: Clara, role: Any, *args: Any, **kwargs: Any) -> Any:
+        encoded.append(role)
+        return encode(self, role, *args, **kwargs)
+
+    monkeypatch.setattr(Clara, "encode", spy)
+    events: list[Any] = []
+    fields = {"steps": 30, "batch_size": 8, "top_k": 2, "temperature": 0.05, "candidates": CANDIDATES[source]}
+    run(make_joint_config("run", **fields), on_progress=events.append)
+    metrics = [event.metrics for event in events if event.step]
+    assert set(encoded) == {"query_reasoner"}
+    assert metrics[-1]["loss"] < metrics[0]["loss"] / 2
+    assert all(0 <= step["recall@2"] <= 1 and step["grad_norm/query_reasoner"] > 0 for step in metrics)
+
+
+def test_the_reasoner_starts_as_the_compressor_once(
+    make_joint_config: Any, tiny_clara_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[tuple[str, str]] = []
+    copy_role = Clara.copy_role
+
+    def spy(self: Clara, source: Any, target: Any) -> None:
+        copies.append((source, target))
+        copy_role(self, source, target)
+
+    monkeypatch.setattr(Clara, "copy_role", spy)
+    first = run(make_joint_config("first", steps=1))["joint"]
+    assert copies == [("compressor", "query_reasoner")]
+    before, after = (
+        load_file(Path(path) / "compressor" / "adapter_model.safetensors") for path in (tiny_clara_dir, first)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+    run(make_joint_config("second", steps=1).model_copy(update={"model": first}))
+    assert len(copies) == 1
+
+
+def test_a_single_candidate_teaches_nothing(make_joint_config: Any, joint_rows_path: str) -> None:
+    config = make_joint_config("single", candidates={"source": "corpus", "n": 1})
+    with pytest.raises(TrainingError, match="no gradient reaches query_reasoner"):
+        run(config)
+
+
+def test_a_store_of_another_model_is_refused(make_joint_config: Any, make_config: Any) -> None:
+    other = run(make_config("other", steps=1))["compression"]
+    config = make_joint_config("joint").model_copy(update={"model": other})
+    with pytest.raises(FingerprintMismatchError, match="compressor"):
+        run(config)
+
+
+def test_candidates_that_the_store_lacks_are_named(make_joint_config: Any, joint_rows_path: str) -> None:
+    rows = Path(joint_rows_path).read_text(encoding="utf-8")
+    Path(joint_rows_path).write_text(rows.replace("The mill was", "A mill was"), encoding="utf-8")
+    with pytest.raises(DataError, match="not in the memory store"):
+        run(make_joint_config("lacking", batch_size=8))
