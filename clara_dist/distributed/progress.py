@@ -11,6 +11,8 @@ from typing import TextIO
 class Progress:
     """Counts work that is done, and says so from time to time.
 
+    The rate is that of what came after the first piece: workers that start and models that load do not blur it.
+
     Args:
         what: What is counted, such as ``documents``.
         total: How many there are.
@@ -35,18 +37,20 @@ class Progress:
         self._is_terminal = self._stream.isatty()
         self._every_s = 0.2 if self._is_terminal else every_s
         self._clock = clock
-        self._started = self._last = clock()
+        self._last = clock()
+        self._first: tuple[int, float] | None = None
 
     def add(self, n: int) -> None:
         """Count ``n`` more, and write a line if it is time or all is done."""
         self.done += n
         now = self._clock()
+        self._first = self._first or (self.done, now)
         finished = self.done >= self.total
         if now - self._last < self._every_s and not finished:
             return
         self._last = now
-        elapsed_s = now - self._started
-        rate = f", {self.done / elapsed_s:.0f}/s" if elapsed_s > 0 else ""
+        n_first, first_at = self._first
+        rate = f", {(self.done - n_first) / (now - first_at):.0f}/s" if now > first_at else ""
         line = f"{self.what} {self.done}/{self.total}{rate}"
         if self._is_terminal:
             self._stream.write(f"\r\x1b[K{line}" + ("\n" if finished else ""))

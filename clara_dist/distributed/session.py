@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import ray
 
 from clara_dist.errors import ClusterError
+
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -47,6 +50,8 @@ def connect(
     options: dict[str, Any] = {}
     if where == "local":
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "dashboard_host": "127.0.0.1"}
+    else:
+        _require_listening(where)
     try:
         ray.init(address=where, logging_level=logging.ERROR, log_to_driver=log_to_driver, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -59,6 +64,19 @@ def connect(
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listening(address: str) -> None:
+    """Fail within seconds where nothing listens: Ray itself tries for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return  # "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"cannot connect to Ray at {address}", got=error, hint="check the address, and that the head node is up"
+        ) from error
 
 
 def cluster_has_gpus() -> bool:
