@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,10 +71,10 @@ def train(
                 if failures == config.max_failures:
                     raise ClusterError(
                         f"the workers failed {failures + 1} times",
-                        got=_first_line(error),
+                        got=_reason(error),
                         hint="their logs are in Ray's session directory; resume goes on from the last checkpoint",
                     ) from error
-                text = f"a worker failed ({_first_line(error)}); starting again from the last checkpoint"
+                text = f"a worker failed ({_reason(error)}); starting again from the last checkpoint"
                 report(Progress(f"{text}, attempt {failures + 2} of {config.max_failures + 1}"))
     raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -143,9 +144,14 @@ def _raise_own(error: ray.train.TrainingFailedError) -> None:
             raise cause from None
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _reason(error: ray.train.TrainingFailedError) -> str:
+    """One short line a failed worker; the whole story is in the chained exception."""
+    failures = getattr(error, "worker_failures", {}) or {"controller": error}
+    lines = []
+    for rank, failure in failures.items():
+        text = [line.strip() for line in str(failure).splitlines() if line.strip()]
+        lines.append(f"worker {rank}: {textwrap.shorten(text[-1] if text else type(failure).__name__, 160)}")
+    return "; ".join(lines)
 
 
 @contextmanager
@@ -164,8 +170,8 @@ def _following(config: TrainConfig, report: OnProgress) -> Iterator[None]:
 
 
 def _follow(config: TrainConfig, log: Path, position: int, stopped: threading.Event, report: OnProgress) -> None:
-    kind = "GPU" if config.use_gpu else "CPU"
-    awaited = f"{config.workers} training worker{'s' if config.workers > 1 else ''} ({kind})"
+    awaited = f"{config.workers} training worker{'s' if config.workers > 1 else ''}"
+    needs = f"{config.cpus_per_worker:g} CPU" + (" and a GPU" if config.use_gpu else "")
     report(Progress(f"waiting for {awaited} to start"))
     waited_s, notice_s, heard = 0.0, _WAIT_NOTICE_S, False
     while True:
@@ -178,8 +184,8 @@ def _follow(config: TrainConfig, log: Path, position: int, stopped: threading.Ev
             return
         waited_s += _POLL_S
         if not heard and waited_s >= notice_s:
-            free = ray.available_resources().get(kind, 0)
-            report(Progress(f"still waiting for {awaited}: {waited_s:.0f} s, {free:g} {kind} free in the cluster"))
+            why = f"each needs {needs}, a process, and its imports"
+            report(Progress(f"still waiting for {awaited} after {waited_s:.0f} s: {why}"))
             notice_s += _WAIT_NOTICE_S
 
 

@@ -1,4 +1,4 @@
-"""Training through Ray Train: two workers, DeepSpeed, a worker that is killed, an error that must not be retried."""
+"""Training through Ray Train: two workers with DeepSpeed, a worker that is killed, an error that is not retried."""
 
 from __future__ import annotations
 
@@ -6,39 +6,104 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from clara_dist.config import ClaraConfig, EngineConfig, LoraSettings, StageConfig, TrainConfig
 from clara_dist.distributed import train_job
-from clara_dist.errors import DataError
+from clara_dist.errors import DataError, TrainingError
+from clara_dist.training.loop import run
+from clara_dist.training.progress import Progress
+
+STAGE = {"stage": "compression", "steps": 8, "batch_size": 4, "checkpoint_every": 2, "log_every": 1}
 
 
-def make_config(tmp_path: Path, base_dir: Path, rows: list[dict[str, Any]], **fields: Any) -> TrainConfig:
+def make_config(tmp_path: Path, base_dir: Path, run_name: str, **stage: Any) -> TrainConfig:
     data = tmp_path / "rows.jsonl"
+    rows = [
+        {"data_type": "answer", "question": f"When? {i}", "answers": f"18{i}0", "docs": f"In 18{i}0."} for i in range(8)
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    stage = {"stage": "compression", "data": str(data), "steps": 6, "batch_size": 4, "checkpoint_every": 2}
-    model = ClaraConfig(base_model=str(base_dir), n_memory_tokens=3, doc_max_tokens=24, lora=LoraSettings(r=2))
     return TrainConfig(
-        run_dir=str(tmp_path / "run"),
-        model=model,
-        stages=(StageConfig.model_validate(stage | {"log_every": 1, "optimizer": {"lr": 1e-2}}),),
+        run_dir=str(tmp_path / run_name),
+        model=ClaraConfig(base_model=str(base_dir), n_memory_tokens=3, doc_max_tokens=24, lora=LoraSettings(r=2)),
+        stages=(StageConfig.model_validate(STAGE | {"data": str(data), "optimizer": {"lr": 1e-2}} | stage),),
         engine=EngineConfig(kind="deepspeed"),
         workers=2,
         use_gpu=False,
         tracker="none",
-        **fields,
     )
 
 
-ROWS = [
-    {"data_type": "answer", "question": [f"When was mill {i} built?"], "answers": [f"18{i}0"], "docs": [f"Mill {i}: 18{i}0."]}
-    for i in range(8)
-]
+def workers_of_this_process() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
 
 
-def test_two_workers_train_and_report(local_ray: None, tmp_path: Path, tiny_base_dir: Path) -> None:
-    events: list[Any] = []
-    outputs = train_job.train(make_config(tmp_path, tiny_base_dir, ROWS), on_progress=events.append)
-    for e in events: print(e.text)
-    assert (Path(outputs["compression"]) / "config.json").is_file()
-    assert [event.step for event in events if event.step] == [1, 2, 3, 4, 5, 6]
+def weights_of(model_dir: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(model_dir) / "generator" / "adapter_model.safetensors")
+
+
+def test_a_killed_worker_costs_no_more_than_the_steps_since_its_checkpoint(
+    local_ray: None, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    events: list[Progress] = []
+
+    def kill_one_worker_once(event: Progress) -> None:
+        if event.step == 5 and not any(earlier.step == 5 for earlier in events):
+            workers_of_this_process()[-1].kill()
+        events.append(event)
+
+    outputs = train_job.train(make_config(tmp_path, tiny_base_dir, "killed"), on_progress=kill_one_worker_once)
+    steps = [event.step for event in events if event.step]
+    restart = next(i for i, event in enumerate(events) if "a worker failed" in event.text)
+    assert len(events[restart].text) < 600
+    assert "goes on from step" in "\n".join(event.text for event in events[restart:])
+    assert steps[-1] == 8
+
+    alone = run(make_config(tmp_path, tiny_base_dir, "alone").model_copy(update={"workers": 1}))
+    expected, got = weights_of(alone["compression"]), weights_of(outputs["compression"])
+    # Two workers and a restart against one: measured 2e-6, the order of summation.
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_an_error_of_the_run_itself_is_raised_as_it_is_and_not_retried(
+    local_ray: None, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    config = make_config(tmp_path, tiny_base_dir, "wrong")
+    Path(config.stages[0].data).write_text('{"data_type": "answer"}\n', encoding="utf-8")
+    events: list[Progress] = []
+    with pytest.raises(DataError, match=r"rows\.jsonl"):
+        train_job.train(config, on_progress=events.append)
+    assert not any("starting again" in event.text for event in events)
+
+
+def test_a_used_run_dir_is_refused_before_ray_starts(tmp_path: Path, tiny_base_dir: Path) -> None:
+    config = make_config(tmp_path, tiny_base_dir, "used")
+    Path(config.run_dir).mkdir()
+    (Path(config.run_dir) / "run.yaml").write_text("{}", encoding="utf-8")
+    with pytest.raises(TrainingError, match="holds a training run"):
+        train_job.train(config, on_progress=lambda event: None)
+
+
+def test_paths_are_made_absolute_and_names_of_the_hub_are_not(
+    tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = make_config(tmp_path, tiny_base_dir, "x", data="rows.jsonl", output="out")
+    hub = config.model_copy(update={"model": "apple/CLaRa-7B-Base", "run_dir": "runs/a"})
+    absolute = train_job.absolute_paths(hub)
+    assert absolute.model == "apple/CLaRa-7B-Base"
+    assert absolute.run_dir == str(tmp_path / "runs/a")
+    assert (absolute.stages[0].data, absolute.stages[0].output) == (str(tmp_path / "rows.jsonl"), str(tmp_path / "out"))
+
+
+def test_half_written_lines_wait(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b"one\ntwo\nthr")
+    lines, position = train_job._new_lines(log, 4)
+    assert (lines, position) == (["two"], 8)
+    log.write_bytes(b"one\ntwo\nthree\n")
+    assert train_job._new_lines(log, position) == (["three"], 14)
