@@ -127,10 +127,11 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
         The server's URL, when it answers.
 
     Raises:
-        ConfigError: The port is taken, or an API key is missing.
+        ConfigError: Model or store is not there, the port is taken, or an API key is missing.
         ClusterError: Serve runs there already, or a deployment cannot start.
     """
     ApiKeys.from_environment(config)
+    _require_directories(config)
     _require_free_port(config)
     with connect(address):
         if _serve_is_running():
@@ -168,6 +169,13 @@ def _wait_for_stop() -> None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _require_directories(config: ServeConfig) -> None:
+    """Replicas would find out as well, half a minute later."""
+    for what, path in (("model", config.model), ("store", config.store)):
+        if "://" not in path and not Path(path).is_dir():
+            raise ConfigError(f"there is no {what} to serve", got=path, expected="a directory")
 
 
 def _require_free_port(config: ServeConfig) -> None:

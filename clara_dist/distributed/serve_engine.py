@@ -1,35 +1,24 @@
-"""The engine deployment: one copy of the base LLM that reasons over questions and generates answers, in batches."""
+"""The engine deployment: takes questions in batches through its model and the retriever.
+
+The model is imported where a replica starts: the process that only deploys does without torch (300 MB, some seconds).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from clara_dist.config.http import (
-    AnswerReply,
-    Health,
-    RetrieveReply,
-    Source,
-    Timings,
-    Usage,
-)
+from clara_dist.config.http import AnswerReply, Health, RetrieveReply, Source, Timings, Usage
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_retriever import Retrieved, ServedStore
 from clara_dist.errors import RequestError
-from clara_dist.inference.generator import Generator
-from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.clara import Clara
-from clara_dist.model.identity import hash_tensors
-from clara_dist.store.fingerprint import Fingerprint
 
 ResultT = TypeVar("ResultT")
 
@@ -73,18 +62,16 @@ class Engine:
         Raises:
             FingerprintMismatchError: The store was written by another model; the message names the fields.
         """
-        clara = Clara.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
-        fingerprint = Fingerprint(clara.fingerprint_fields())
+        import torch
+
+        from clara_dist.distributed.serve_model import ServedModel
+
+        self._model = ServedModel(config, device)
         self._retriever = retriever
         self._store: ServedStore = await retriever.describe.remote()
-        self._store.fingerprint.require_match(fingerprint, f"the store {self._store.url}", f"the model {config.model}")
-        self._fingerprint = fingerprint.digest
-        self._model_version = _model_version(clara, fingerprint)
-        clara.fuse_for_serving()
-        self._tokenizer = clara.tokenizer
-        self._context_tokens: int | None = getattr(clara.base.config, "max_position_embeddings", None)
-        self._reasoner = Reasoner(clara)
-        self._generator = Generator(clara)
+        self._store.fingerprint.require_match(
+            self._model.fingerprint, f"the store {self._store.url}", f"the model {config.model}"
+        )
         # One thread owns the model; the event loop stays free to queue, cancel and be probed meanwhile.
         self._model_thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (config.threads,))
         batched = serve.batch(max_batch_size=config.batch_size, batch_wait_timeout_s=config.batch_wait_s)
@@ -93,7 +80,7 @@ class Engine:
 
     async def describe(self) -> Health:
         return Health(
-            model_version=self._model_version,
+            model_version=self._model.version,
             store_version=self._store.version,
             n_documents=self._store.n_documents,
         )
@@ -105,33 +92,25 @@ class Engine:
             TokenizationError: The prompt is too long for this model.
             RequestError: The question is too long, the store is too small, or the answer would not fit.
         """
+        since = time.perf_counter()
         self._require_fit(question, top_k)
-        prompt = self._tokenizer.prompt(question, top_k)
-        if self._context_tokens is not None and len(prompt) + max_tokens > self._context_tokens:
-            raise RequestError(
-                "prompt and answer exceed the model's context",
-                got=f"{len(prompt)} prompt tokens and max_tokens {max_tokens}",
-                expected=f"at most {self._context_tokens} together",
-                hint="lower max_tokens or top_k",
-            )
-        reply: AnswerReply = await self._answer_batched(
-            _Pending(question, top_k, time.perf_counter(), prompt, max_tokens)
-        )
+        prompt = self._model.prompt(question, top_k, max_tokens)
+        reply: AnswerReply = await self._answer_batched(_Pending(question, top_k, since, prompt, max_tokens))
         return reply
 
     async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
-        """The ``top_k`` best documents for one question; raises as `answer` does."""
+        """The ``top_k`` best documents for one question.
+
+        Raises:
+            RequestError: The question is too long, or the store is too small.
+        """
+        since = time.perf_counter()
         self._require_fit(question, top_k)
-        reply: RetrieveReply = await self._retrieve_batched(_Pending(question, top_k, time.perf_counter()))
+        reply: RetrieveReply = await self._retrieve_batched(_Pending(question, top_k, since))
         return reply
 
     def _require_fit(self, question: str, top_k: int) -> None:
-        if self._tokenizer.encode_text(question).truncated:
-            raise RequestError(
-                "the question is too long for this model",
-                expected=f"at most {self._tokenizer.config.doc_max_tokens} tokens",
-                hint="shorten the question",
-            )
+        self._model.require_readable(question)
         if top_k > self._store.n_documents:
             raise RequestError(
                 "top_k exceeds the number of documents", got=top_k, expected=f"at most {self._store.n_documents}"
@@ -139,14 +118,12 @@ class Engine:
 
     async def _answer_batch(self, batch: Sequence[_Pending]) -> list[AnswerReply]:
         found = await self._find(batch, with_memory=True)
-        memory_TMD = found.retrieved.memory_TMD
-        # float16 to the model's dtype is the one copy that memories take in this process.
-        memory = torch.tensor(memory_TMD).split([pending.top_k for pending in batch])
         texts = await self._on_model_thread(
-            self._generator.generate_ids,
+            self._model.generate,
             [pending.prompt for pending in batch],
-            memory,
-            max_tokens=[pending.max_tokens for pending in batch],
+            found.retrieved.memory_TMD,
+            [pending.top_k for pending in batch],
+            [pending.max_tokens for pending in batch],
         )
         generate_s = time.perf_counter() - found.ended
         return [
@@ -169,19 +146,18 @@ class Engine:
 
     async def _find(self, batch: Sequence[_Pending], *, with_memory: bool) -> _Found:
         started = time.perf_counter()
-        query_BX = await self._on_model_thread(self._reasoner.query, [pending.question for pending in batch])
+        query_BX = await self._on_model_thread(self._model.query, [pending.question for pending in batch])
         reasoned = time.perf_counter()
         retrieved: Retrieved = await self._retriever.search.remote(
             query_BX,
             [pending.top_k for pending in batch],
-            fingerprint=self._fingerprint,
+            fingerprint=self._model.fingerprint.digest,
             with_memory=with_memory,
         )
         return _Found(retrieved, started, reasoned, time.perf_counter())
 
-    async def _on_model_thread(self, work: Callable[..., ResultT], *args: Any, **kwargs: Any) -> ResultT:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._model_thread, lambda: work(*args, **kwargs))
+    async def _on_model_thread(self, work: Callable[..., ResultT], *args: Any) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._model_thread, work, *args)
 
     def _common(self, found: _Found, i: int, pending: _Pending, generate_s: float) -> dict[str, Any]:
         sources = [
@@ -198,14 +174,6 @@ class Engine:
         return {
             "sources": sources,
             "timings": timings,
-            "model_version": self._model_version,
+            "model_version": self._model.version,
             "store_version": self._store.version,
         }
-
-
-def _model_version(clara: Clara, fingerprint: Fingerprint) -> str:
-    """A hash over all that decides answers: what decides memories, and the two roles that serve."""
-    digest = hashlib.sha256(fingerprint.digest.encode())
-    for role in ("query_reasoner", "generator"):
-        digest.update(hash_tensors(clara.role_state(role)).encode())
-    return digest.hexdigest()[:12]

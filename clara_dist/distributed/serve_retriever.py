@@ -1,4 +1,7 @@
-"""The retriever deployment: the memory store, searched exactly, in a process that loads no language model."""
+"""The retriever deployment: the memory store, searched exactly, in a process that loads no language model.
+
+torch is imported where a replica starts: the process that only deploys does without it (300 MB and some seconds).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from clara_dist.config.serve import ServeConfig
 from clara_dist.errors import FingerprintMismatchError
-from clara_dist.retrieval.search import ExactSearcher
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore, StoredDocument
 
@@ -44,6 +45,10 @@ class Retriever:
     """Answers searches over one version of one store. A plain class: Serve wraps it in `serve_app`."""
 
     def __init__(self, config: ServeConfig) -> None:
+        import torch
+
+        from clara_dist.retrieval.search import ExactSearcher
+
         torch.set_num_threads(config.threads)
         self._store = MemoryStore.open(config.store, config.store_version)
         self._searcher = ExactSearcher(self._store)
@@ -79,7 +84,7 @@ class Retriever:
             )
         # A row's top k is a prefix of its top max(k): one search serves them all.
         found = self._searcher.search(query_BX, max(top_k))
-        rows_T = torch.cat([rows_K[:k] for rows_K, k in zip(found.rows_BK, top_k, strict=True)]).numpy()
+        rows_T = np.concatenate([rows_K[:k] for rows_K, k in zip(found.rows_BK.numpy(), top_k, strict=True)])
         documents = iter(self._store.documents(rows_T))
         return Retrieved(
             documents=[[next(documents) for _ in range(k)] for k in top_k],

@@ -209,8 +209,9 @@ def test_a_store_of_another_model_is_refused_by_the_name_of_the_field(
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
+        ("clara_dist.distributed.serve_app", {"torch", "transformers"}),
         ("clara_dist.distributed.serve_ingress", {"torch", "transformers"}),
-        ("clara_dist.distributed.serve_retriever", {"transformers", "peft"}),
+        ("clara_dist.distributed.serve_retriever, clara_dist.retrieval.search", {"transformers", "peft"}),
         ("clara_dist.client", {"torch", "ray", "fastapi"}),
     ],
 )

@@ -1,0 +1,95 @@
+"""The model inside an engine replica: reasoner and generator on one copy of the base LLM. Knows nothing of Serve."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from clara_dist.config.serve import ServeConfig
+from clara_dist.errors import RequestError
+from clara_dist.inference.generator import GeneratedText, Generator
+from clara_dist.inference.reasoner import Reasoner
+from clara_dist.model.clara import Clara
+from clara_dist.model.identity import hash_tensors
+from clara_dist.store.fingerprint import Fingerprint
+
+
+class ServedModel:
+    """A model that was loaded for serving; run it from one thread at a time.
+
+    Args:
+        config: What is served.
+        device: ``cpu`` or ``cuda``.
+
+    Attributes:
+        fingerprint: What a store must have been written by.
+        version: A hash over all that decides answers: the fingerprint and the two roles that serve.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(self, config: ServeConfig, device: str) -> None:
+        clara = Clara.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
+        self.fingerprint = Fingerprint(clara.fingerprint_fields())
+        digest = hashlib.sha256(self.fingerprint.digest.encode())
+        for role in ("query_reasoner", "generator"):
+            digest.update(hash_tensors(clara.role_state(role)).encode())
+        self.version = digest.hexdigest()[:12]
+        clara.fuse_for_serving()
+        self._tokenizer = clara.tokenizer
+        self._context_tokens: int | None = getattr(clara.base.config, "max_position_embeddings", None)
+        self._reasoner = Reasoner(clara)
+        self._generator = Generator(clara)
+
+    def require_readable(self, question: str) -> None:
+        """Check that the reasoner reads all of a question.
+
+        Raises:
+            RequestError: It is too long.
+        """
+        if self._tokenizer.encode_text(question).truncated:
+            raise RequestError(
+                "the question is too long for this model",
+                expected=f"at most {self._tokenizer.config.doc_max_tokens} tokens",
+                hint="shorten the question",
+            )
+
+    def prompt(self, question: str, top_k: int, max_tokens: int) -> list[int]:
+        """The generator's prompt, with room for the answer.
+
+        Raises:
+            TokenizationError: The prompt alone is too long.
+            RequestError: Prompt and answer together are.
+        """
+        prompt = self._tokenizer.prompt(question, top_k)
+        if self._context_tokens is not None and len(prompt) + max_tokens > self._context_tokens:
+            raise RequestError(
+                "prompt and answer exceed the model's context",
+                got=f"{len(prompt)} prompt tokens and max_tokens {max_tokens}",
+                expected=f"at most {self._context_tokens} together",
+                hint="lower max_tokens or top_k",
+            )
+        return prompt
+
+    def query(self, questions: Sequence[str]) -> np.ndarray:
+        """Query vectors, float32 [B, M * D]."""
+        return self._reasoner.query(questions)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], memory_TMD: np.ndarray, top_k: Sequence[int], max_tokens: Sequence[int]
+    ) -> list[GeneratedText]:
+        """Greedy answers.
+
+        Args:
+            prompts: B prompts; prompt b has ``top_k[b]`` memory slots.
+            memory_TMD: float16 memories of all slots, row-major, T = sum(top_k). May be read-only, as Ray gives it.
+            top_k: Documents per prompt.
+            max_tokens: Longest answer per prompt.
+        """
+        # Copied, as torch takes no read-only memory: some KiB per document, against a forward pass.
+        memories = torch.tensor(memory_TMD).split(list(top_k))
+        return self._generator.generate_ids(prompts, memories, max_tokens=max_tokens)
