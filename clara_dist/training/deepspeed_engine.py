@@ -33,7 +33,7 @@ class DeepSpeedEngine:
     def __init__(
         self, trainee: Trainee, config: EngineConfig, optimizer: OptimizerConfig, accumulation: int, group: Group
     ) -> None:
-        _require_supported(config, optimizer)
+        _require_supported(config, optimizer, group.device)
         deepspeed = import_deepspeed(group.device)
         self._trainee = trainee
         self._zero_stage = config.zero_stage
@@ -181,11 +181,13 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _require_supported(config: EngineConfig, optimizer: OptimizerConfig) -> None:
+def _require_supported(config: EngineConfig, optimizer: OptimizerConfig, device: torch.device) -> None:
     if optimizer.name != "adamw":
         raise TrainingError(
             "the DeepSpeed engine runs AdamW only", got=optimizer.name, hint="set engine.kind = torch for this stage"
         )
+    if config.dtype == "float16" and device.type == "cpu":
+        raise TrainingError("float16 trains on GPUs only", hint="use bfloat16 or float32")
     if config.zero_stage == 0 and config.dtype != "float32":
         # DeepSpeed hides the fp32 weights of this combination from every public function, so from checkpoints too.
         raise TrainingError(

@@ -103,14 +103,14 @@ class RunLog:
     def message(self, text: str) -> None:
         self._emit(Progress(text))
 
-    def open_stage(self, stage: str, settings: Mapping[str, Any]) -> None:
-        """Start a tracker run for a stage; closes the one before."""
+    def open_stage(self, stage: str, settings: Mapping[str, Any], start: int = 0) -> None:
+        """Start a tracker run for a stage that goes on from step ``start``; closes the one before."""
         self.close()
         if self._tracker == "tensorboard":
             # Slow to import, and only one process needs it.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._sink = SummaryWriter(str(self._run_dir / stage / "tensorboard"))
+            self._sink = SummaryWriter(str(self._run_dir / stage / "tensorboard"), purge_step=start + 1)
         elif self._tracker == "wandb":
             self._sink = _wandb_run(self._run_dir, stage, settings)
 

@@ -62,7 +62,7 @@ class StageRun:
         built = build_stage(self.stage, source, self.engine_config, self.group.device)
         settings |= {"order": order.state()} | built.settings
         engine, start = self._start(built, settings)
-        self.log.open_stage(self.key, settings)
+        self.log.open_stage(self.key, settings, start)
         self._steps(built, engine, examples, order, start, settings)
         return self._finish(built, engine, settings)
 
@@ -128,9 +128,8 @@ class StageRun:
         self, built: BuiltStage, examples: Sequence[Example], order: ExampleOrder, step: int
     ) -> list[Batch]:
         """This worker's share of the step's examples, cut into micro-batches."""
-        mine = [examples[i] for i in order.batch(step, self.stage.batch_size).tolist()][
-            self.group.rank :: self.group.world_size
-        ]
+        indices = order.batch(step, self.stage.batch_size)[self.group.rank :: self.group.world_size]
+        mine = [examples[i] for i in indices.tolist()]
         size = len(mine) // self.stage.gradient_accumulation
         plan = plan_step(self.stage, step)
         return [built.collate(mine[i : i + size], plan) for i in range(0, len(mine), size)]

@@ -51,6 +51,12 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
 
 
+def trained_model(config: TrainConfig) -> torch.Tensor:
+    """All weights of the model directory, in one row."""
+    files = sorted((Path(config.run_dir) / "compression" / "model").rglob("*.safetensors"))
+    return torch.cat([tensor.flatten() for path in files for _, tensor in sorted(load_file(path).items())])
+
+
 @pytest.fixture
 def plain_config(make_config: Any) -> Any:
     def make(run_name: str, **fields: Any) -> TrainConfig:
@@ -78,6 +84,7 @@ def test_two_ranks_and_every_engine_give_the_gradients_of_one_rank(plain_config:
         flat = [torch.cat([state[key].flatten() for key in gradients]) for state in (got, expected)]
         assert relative_error(*flat) < 1e-5, name
         assert losses_of(config) == pytest.approx(losses_of(alone), rel=1e-5), name
+        assert relative_error(trained_model(config), trained_model(alone)) < 1e-5, name
         assert checkpoint_of(config, 2)[gradients[0].replace("exp_avg", "step")] == 2, name
 
 

@@ -73,7 +73,10 @@ def test_a_base_from_scratch_carries_the_next_stage(make_config: Any, tmp_path: 
     assert AutoModelForCausalLM.from_pretrained(base).config.hidden_size == 32
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=["torch", "zero0"])
+ZERO2_BF16 = {"kind": "deepspeed", "zero_stage": 2, "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, ZERO2_BF16], ids=["torch", "zero0", "zero2-bf16"])
 def test_resuming_equals_not_having_stopped(make_config: Any, engine: dict[str, Any]) -> None:
     whole = weights_of(run(make_config("whole", engine=engine, steps=6))["compression"])
     config = make_config("killed", engine=engine, steps=6, checkpoint_every=2)
@@ -147,3 +150,36 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_config: 
     config = make_config("diverged", engine=engine, optimizer={"lr": 1e30, "warmup_ratio": 0.0})
     with pytest.raises(TrainingError, match="not finite at step 2"):
         run(config)
+
+
+@pytest.mark.parametrize(
+    ("engine", "tolerance"),
+    [
+        ({"kind": "torch", "gradient_checkpointing": True}, 1e-6),
+        ({"kind": "torch", "dtype": "bfloat16"}, 1e-2),  # measured: 2e-3
+        (ZERO2_BF16 | {"gradient_checkpointing": True}, 1e-2),
+    ],
+    ids=["recomputed", "torch-bf16", "zero2-bf16-recomputed"],
+)
+def test_recomputation_and_bfloat16_follow_the_float32_run(
+    make_config: Any, engine: dict[str, Any], tolerance: float
+) -> None:
+    def losses(name: str, engine: dict[str, Any]) -> list[float]:
+        events: list[Any] = []
+        run(make_config(name, engine=engine, optimizer={"lr": 1e-3}), on_progress=events.append)
+        return [event.metrics["loss"] for event in events if event.step]
+
+    assert losses("changed", engine) == pytest.approx(losses("plain", {"kind": "torch"}), rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"kind": "torch", "dtype": "float16"}, "float16 needs loss scaling"),
+        ({"kind": "deepspeed", "zero_stage": 1, "dtype": "float16"}, "float16 trains on GPUs only"),
+        ({"kind": "deepspeed", "zero_stage": 0, "dtype": "bfloat16"}, "ZeRO 0 runs in float32 only"),
+    ],
+)
+def test_engines_that_cannot_work_say_so(make_config: Any, engine: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        run(make_config("wrong", engine=engine))
