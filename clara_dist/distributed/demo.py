@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
+from clara_dist import __version__
 from clara_dist.client import Client
-from clara_dist.config import load_config
 from clara_dist.config.http import AnswerReply
 from clara_dist.config.pipeline import PipelineConfig
 from clara_dist.config.serve import ServeConfig
@@ -87,12 +87,12 @@ def run_demo(
         model=config.evaluate.model, store=config.evaluate.store, top_k=config.evaluate.top_k, port=port or _free_port()
     )
     steps = [
-        Step("world", "write the demo world", lambda: write_demo(work_dir / "data", seed, DemoSizes())),
+        Step("world", "write the demo world", lambda: _write_world(work_dir, config, seed)),
         *pipeline.steps(config, resume=resume),
     ]
     with PeakMemory() as memory, connect(num_cpus=pipeline.local_cpus(config)):
         seconds = run_steps(steps, work_dir, settings=config.to_yaml(), resume=resume)
-        print("starting the server", flush=True)
+        print("serving the model", flush=True)
         with serving(served) as url:
             asked = ask(url, config)
             show(asked)
@@ -109,17 +109,31 @@ def run_demo(
 
 
 def demo_config(work_dir: Path, seed: int) -> PipelineConfig:
-    """The pipeline of ``jobs/configs/demo.yaml``, in ``work_dir`` and with ``seed``; also written there."""
+    """The pipeline of ``jobs/configs/demo.yaml``, in ``work_dir`` and with ``seed``."""
     path = CONFIGS / "demo.yaml"
     if not path.is_file():
         raise ConfigError(
             "the demo's configuration is not there", got=f"no {path}", hint="run the demo from a clone of the project"
         )
     tree = _seeded(_moved(yaml.safe_load(path.read_text(encoding="utf-8")), work_dir), seed)
-    resolved = work_dir / "pipeline.yaml"
-    work_dir.mkdir(parents=True, exist_ok=True)
-    resolved.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    return load_config(PipelineConfig, resolved)
+    return PipelineConfig.model_validate(tree)
+
+
+def _write_world(work_dir: Path, config: PipelineConfig, seed: int) -> None:
+    write_demo(work_dir / "data", seed, _sizes(config))
+    (work_dir / "pipeline.yaml").write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _sizes(config: PipelineConfig) -> DemoSizes:
+    """Files as long as the stages that read them: their rows are a curriculum, in reading order."""
+    stages = {stage.stage: stage for stage in (*config.prepare.stages, *config.joint.stages)}
+    return DemoSizes(
+        batch_size=stages["base"].batch_size,
+        base_steps=stages["base"].steps,
+        compression_steps=stages["compression"].steps,
+        instruct_steps=stages["instruct"].steps,
+        n_candidates=stages["joint"].candidates.n,
+    )
 
 
 def ask(url: str, config: PipelineConfig) -> list[Asked]:
@@ -181,7 +195,8 @@ def _results(
         "evaluation": json.loads((Path(config.report_dir) / "report.json").read_text(encoding="utf-8")),
         "asked": [asdict(one) for one in asked],
         "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("clara-dist", "torch", "transformers", "ray", "deepspeed")},
+        "versions": {"clara_dist": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "peft", "ray", "deepspeed", "pyarrow")},
     }
 
 
