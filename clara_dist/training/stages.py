@@ -18,9 +18,7 @@ from clara_dist.config.training import EngineConfig, StageConfig
 from clara_dist.errors import ModelError, TrainingError
 from clara_dist.model import Clara, ClaraTokenizer
 from clara_dist.model.base import load_base, load_tokenizer
-from clara_dist.retrieval.bank import MemoryBank
-from clara_dist.store.fingerprint import Fingerprint
-from clara_dist.store.reader import MemoryStore
+from clara_dist.retrieval.opening import open_bank
 from clara_dist.training.batches import Collate
 from clara_dist.training.collate import CompressionCollator, JointCollator, TextCollator
 from clara_dist.training.engine import Trainee
@@ -124,11 +122,12 @@ def _clara_stage(
         clara = Clara.from_pretrained(source, dtype=engine.dtype, device=device)
     else:
         clara = Clara.from_base(source, dtype=engine.dtype, device=device, seed=stage.seed)
-    settings: dict[str, Any] = {
-        "model": clara.fingerprint_fields() | {"lora": clara.config.lora.model_dump(mode="json")}
-    }
+    identity = clara.fingerprint_fields()
+    settings: dict[str, Any] = {"model": identity | {"lora": clara.config.lora.model_dump(mode="json")}}
     if stage.stage == "joint":
-        bank, settings["store"] = _open_bank(stage, clara, device)
+        assert stage.store is not None, "StageConfig requires it"
+        bank = open_bank(stage.store, identity, where=stage.candidates.where, device=device)
+        settings["store"] = {"fingerprint": bank.store.fingerprint.digest, "version": bank.store.version}
         if clara.config.stage != "joint":
             clara.copy_role("compressor", "query_reasoner")
         step: CompressionStep | JointStep = JointStep(clara, bank, stage)
@@ -146,11 +145,3 @@ def _clara_stage(
 
     trainee = Trainee(step, clara.trainable_parameters(), lambda name: str(clara.role_of(name)))
     return BuiltStage(trainee, collate, settings, save)
-
-
-def _open_bank(stage: StageConfig, clara: Clara, device: torch.device) -> tuple[MemoryBank, dict[str, Any]]:
-    assert stage.store is not None, "the configuration's validator requires it"
-    store = MemoryStore.open(stage.store)
-    store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), what="model")
-    bank = MemoryBank(store, where=stage.candidates.where, dtype=torch.float32, device=device)
-    return bank, {"fingerprint": store.fingerprint.digest, "version": store.version}

@@ -1,0 +1,38 @@
+"""Opening a memory store for one model: where the fingerprint is checked on the way to training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from clara_dist.retrieval.bank import MemoryBank
+from clara_dist.store.fingerprint import Fingerprint
+from clara_dist.store.reader import MemoryStore
+
+
+def open_bank(
+    store: str,
+    model: Mapping[str, str],
+    *,
+    where: Mapping[str, Sequence[Any]] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> MemoryBank:
+    """The newest version of a store, as the model that wrote it reads it.
+
+    Args:
+        store: Directory or URL.
+        model: Fingerprint fields of the model (`Clara.fingerprint_fields`).
+        where: As `MemoryBank` takes it.
+        dtype: Type of the gathered memories.
+        device: Where they go.
+
+    Raises:
+        FingerprintMismatchError: Another model wrote the store; names the fields that differ.
+        StoreError: There is no store, or ``where`` names no typed metadata column of it.
+    """
+    opened = MemoryStore.open(store)
+    opened.require_fingerprint(Fingerprint(model), what="the model")
+    return MemoryBank(opened, where=where, dtype=dtype, device=device)
