@@ -1,0 +1,44 @@
+"""The demo's configuration in another directory and with another seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clara_dist.data.demo_files import DemoSizes
+from clara_dist.distributed import demo
+
+
+def paths(tree: object) -> list[str]:
+    if isinstance(tree, dict):
+        return [path for value in tree.values() for path in paths(value)]
+    if isinstance(tree, (list, tuple)):
+        return [path for value in tree for path in paths(value)]
+    return [tree] if isinstance(tree, str) and "/" in tree else []
+
+
+def test_everything_moves_into_the_directory() -> None:
+    config = demo.demo_config(Path("/tmp/else where"), seed=7)
+    found = paths(config.model_dump())
+    assert len(found) > 10
+    assert all(Path(path).is_relative_to("/tmp/else where") for path in found)
+    assert config.run_dir == "/tmp/else where"
+
+
+def test_the_seed_reaches_every_stage() -> None:
+    config = demo.demo_config(Path("x"), seed=7)
+    assert [stage.seed for stage in (*config.prepare.stages, *config.joint.stages)] == [7, 7, 7, 7]
+
+
+def test_a_relative_directory_stays_as_it_is_named() -> None:
+    config = demo.demo_config(Path(demo.CONFIGURED_DIR), seed=1)
+    assert config.compress.corpus == ("demo-run/data/corpus.jsonl",)
+
+
+def test_files_last_as_long_as_the_stages() -> None:
+    assert demo._sizes(demo.demo_config(Path("x"), seed=1)) == DemoSizes()
+
+
+def test_held_out_people_are_not_candidates() -> None:
+    config = demo.demo_config(Path("x"), seed=1)
+    assert config.joint.stages[0].candidates.where == {"split": ("train",)}
+    assert config.compress.metadata_columns["split"] == "string"
