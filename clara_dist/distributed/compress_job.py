@@ -34,7 +34,7 @@ from clara_dist.distributed.compress_workers import (
 from clara_dist.distributed.progress import Progress
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
-from clara_dist.errors import ClusterError, DataError, StoreError
+from clara_dist.errors import ClaraError, ClusterError, DataError, StoreError
 from clara_dist.model.files import read_config
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
 from clara_dist.store.storage import open_storage
@@ -133,13 +133,7 @@ def run(
     _require_acceptable(config, n_documents, n_rejected)
     identity = identify()
     existing = _existing(config.store)
-    finished = set(shard_names(config.store))
-    tasks = [
-        ShardWork(w, name, n_rows, name in finished)
-        for w, scan in zip(work, scans, strict=True)
-        if (n_rows := scan.n_documents - len(w.duplicates))
-        for name in [shard_name(identity.fingerprint, config, w)]
-    ]
+    tasks = _tasks(config, identity, scans, work)
     was_complete = existing is not None and _holds(existing, config, identity, tasks)
     if existing is not None and was_complete:
         manifest, n_kept = existing, 0
@@ -181,6 +175,20 @@ def _scan(units: Sequence[CorpusUnit], scan_on: Mapper) -> list[UnitScan]:
 def _plan(units: Sequence[CorpusUnit], scans: Sequence[UnitScan]) -> list[UnitWork]:
     duplicates = duplicate_rows(scans)
     return [UnitWork(unit, tuple(int(row) for row in duplicates.get(unit.index, ()))) for unit in units]
+
+
+def _tasks(
+    config: CompressConfig, identity: ModelIdentity, scans: Sequence[UnitScan], work: Sequence[UnitWork]
+) -> list[ShardWork]:
+    """One shard for each unit that has a document left, in corpus order."""
+    finished = set(shard_names(config.store))
+    tasks = []
+    for scan, unit_work in zip(scans, work, strict=True):
+        n_documents = scan.n_documents - len(unit_work.duplicates)
+        if n_documents:
+            name = shard_name(identity.fingerprint, config, unit_work)
+            tasks.append(ShardWork(unit_work, name, n_documents, is_there=name in finished))
+    return tasks
 
 
 def _list_rejects(scans: Sequence[UnitScan], work: Sequence[UnitWork], scan_on: Mapper) -> list[Reject]:
@@ -296,6 +304,6 @@ def _wait(identity: ray.ObjectRef, resources: dict[str, int]) -> ModelIdentity:
     try:
         return ray.get(identity)
     except ray.exceptions.RayTaskError as error:
-        raise (
-            error.cause if isinstance(error.cause, Exception) else ClusterError("a worker failed", got=error)
-        ) from None
+        if isinstance(error.cause, ClaraError):
+            raise error.cause from None
+        raise ClusterError("a worker failed to load the model", got=error) from error
