@@ -1,0 +1,208 @@
+"""Writes the demo world as files that the real road reads: corpus, training rows, questions, an untrained tiny base.
+
+::
+
+    DIR/corpus.jsonl        {doc_id, title, text, metadata: {split, person, relation}}
+    DIR/base.jsonl          {data_type, question[], answers[], docs[], supervise_documents?}
+    DIR/compression.jsonl   {data_type, question[], answers[], docs[]}
+    DIR/instruct.jsonl      the same, one to three documents a row
+    DIR/joint.jsonl         {question, answer, doc_ids[], pos_index[]}
+    DIR/questions.jsonl     {question_id, question, answer, positives[], candidates[]}; held-out people
+    DIR/base_init/          config.json and tokenizer of the base that stage ``base`` trains from scratch
+
+The first three files are a curriculum: rows in reading order, ``batch_size`` rows a step (``shuffle: false``). The same
+arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clara_dist.data.demo_language import WHO_QUESTION
+from clara_dist.data.demo_tokenizer import write_base
+from clara_dist.data.demo_world import (
+    N_QUESTION_WORDINGS,
+    N_WORDINGS,
+    CandidateMaker,
+    DemoWorld,
+    Passage,
+    pick,
+    shuffled,
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DemoSizes:
+    """How large the demo is. The defaults are the demo of the README.
+
+    Attributes:
+        n_train: People that training may know; there are eight passages about each.
+        n_held_out: People in the corpus and the evaluation only.
+        n_questions: Evaluation questions about held-out people.
+        n_candidates: Candidates of a training or evaluation question.
+        batch_size: Rows a step, for the curricula.
+        base_steps: Steps that ``base.jsonl`` lasts for; the next two likewise.
+        hidden_size: D of the tiny base; its feed-forward width is 2 D.
+    """
+
+    n_train: int = 480
+    n_held_out: int = 80
+    n_questions: int = 400
+    n_candidates: int = 20
+    batch_size: int = 64
+    base_steps: int = 300
+    compression_steps: int = 150
+    instruct_steps: int = 120
+    hidden_size: int = 128
+
+
+# Small enough for an end-to-end test; there is no instruct stage in it.
+SMALL = DemoSizes(
+    n_train=240,
+    n_held_out=40,
+    n_questions=200,
+    n_candidates=12,
+    batch_size=48,
+    base_steps=200,
+    compression_steps=120,
+    instruct_steps=1,
+    hidden_size=96,
+)
+
+# Until then the base sees single passages only: reading comes before choosing.
+_SINGLE_PASSAGE_SHARE = 0.6
+_SEVERAL_PASSAGES_SHARE = 0.4
+_SUPERVISED_SHARE = 0.2
+_INSTRUCT_SINGLE_SHARE = 0.2
+
+
+def write_demo(directory: str | Path, seed: int, sizes: DemoSizes = DemoSizes()) -> DemoWorld:
+    """Write all files of a demo world.
+
+    Args:
+        directory: Created if needed; files in it are replaced.
+        seed: Decides the world and the rows.
+        sizes: `DemoSizes`.
+    """
+    world = DemoWorld(seed, sizes.n_train, sizes.n_held_out)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = _ReadingRows(world.train_passages)
+    files: dict[str, Iterable[Row]] = {
+        "corpus": map(_document, world.passages),
+        "base": rows.base(sizes, random.Random(f"base {seed}")),
+        "compression": rows.compression(sizes, random.Random(f"compression {seed}")),
+        "instruct": rows.instruct(sizes, random.Random(f"instruct {seed}")),
+        "joint": _joint_rows(world, sizes, random.Random(f"joint {seed}")),
+        "questions": _evaluation_rows(world, sizes, random.Random(f"questions {seed}")),
+    }
+    for name, content in files.items():
+        with open(directory / f"{name}.jsonl", "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+    write_base(directory / "base_init", sizes.hidden_size)
+    return world
+
+
+def _document(passage: Passage) -> Row:
+    return {
+        "doc_id": passage.doc_id,
+        "title": passage.person.name,
+        "text": passage.text,
+        "metadata": {
+            "split": "held_out" if passage.person.held_out else "train",
+            "person": passage.person.name,
+            "relation": passage.relation.noun,
+        },
+    }
+
+
+class _ReadingRows:
+    """Rows of the three stages that teach to read passages: as text, then as memories."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self._passages = passages
+
+    def base(self, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
+        for step in range(sizes.base_steps):
+            may_be_several = step >= _SINGLE_PASSAGE_SHARE * sizes.base_steps
+            several = may_be_several and rng.random() < _SEVERAL_PASSAGES_SHARE
+            for _ in range(sizes.batch_size):
+                row = self._several(rng, 2, 3) if several else self._single(rng)
+                if not several and rng.random() < _SUPERVISED_SHARE:
+                    row["supervise_documents"] = True
+                yield row
+
+    def compression(self, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
+        for _ in range(sizes.compression_steps * sizes.batch_size):
+            yield self._single(rng)
+
+    def instruct(self, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
+        for _ in range(sizes.instruct_steps):
+            single = rng.random() < _INSTRUCT_SINGLE_SHARE
+            for _ in range(sizes.batch_size):
+                yield self._single(rng) if single else self._several(rng, 1, 3)
+
+    def _single(self, rng: random.Random) -> Row:
+        """A passage with 40 % paraphrase, 20 % "who is it about?", 40 % question and answer."""
+        passage = pick(rng, self._passages)
+        task = rng.random()
+        if task < 0.4:
+            wording = pick(rng, [i for i in range(N_WORDINGS) if i != passage.wording])
+            return _row("paraphrase", [], passage.paraphrase(wording), [passage])
+        if task < 0.6:
+            return _row("answer", [WHO_QUESTION], passage.person.name, [passage])
+        return _row("answer", [_question(passage, rng)], passage.value, [passage])
+
+    def _several(self, rng: random.Random, at_least: int, at_most: int) -> Row:
+        """A question over some passages, one of which answers it."""
+        gold = pick(rng, self._passages)
+        passages = [gold]
+        n = at_least + int(rng.random() * (at_most - at_least + 1))
+        while len(passages) < n:
+            other = pick(rng, self._passages)
+            if other not in passages:
+                passages.append(other)
+        return _row("answer", [_question(gold, rng)], gold.value, shuffled(rng, passages))
+
+
+def _row(data_type: str, questions: list[str], answer: str, passages: list[Passage]) -> Row:
+    return {"data_type": data_type, "question": questions, "answers": [answer], "docs": [p.text for p in passages]}
+
+
+def _question(passage: Passage, rng: random.Random) -> str:
+    return passage.question(int(rng.random() * N_QUESTION_WORDINGS))
+
+
+def _joint_rows(world: DemoWorld, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
+    """Every question about every training person, once, with candidates about training people."""
+    candidates = CandidateMaker(world.train_passages)
+    questions = [(passage, i) for passage in world.train_passages for i in range(N_QUESTION_WORDINGS)]
+    for gold, wording in shuffled(rng, questions):
+        drawn = candidates.draw(gold, sizes.n_candidates, rng)
+        yield {
+            "question": gold.question(wording),
+            "answer": gold.value,
+            "doc_ids": [p.doc_id for p in drawn],
+            "pos_index": [drawn.index(gold)],
+        }
+
+
+def _evaluation_rows(world: DemoWorld, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
+    """Questions about held-out people, each in one wording, with candidates from the whole corpus."""
+    candidates = CandidateMaker(world.passages)
+    asked = shuffled(rng, world.held_out_passages)[: sizes.n_questions]
+    for i, gold in enumerate(asked):
+        yield {
+            "question_id": f"q{i:03}",
+            "question": _question(gold, rng),
+            "answer": gold.value,
+            "positives": [gold.doc_id],
+            "candidates": [p.doc_id for p in candidates.draw(gold, sizes.n_candidates, rng)],
+        }
