@@ -10,10 +10,11 @@ import math
 import os
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -24,6 +25,8 @@ from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClaraError, ClusterError
 from clara_dist.training.progress import LOG_FILE, ConsoleProgress, OnProgress, Progress
 from clara_dist.training.run_directory import RunDirectory
+
+ResultT = TypeVar("ResultT")
 
 _POLL_S = 0.25
 _WAIT_NOTICE_S = 15.0
@@ -131,8 +134,24 @@ def _fit(config: TrainConfig) -> dict[str, str]:
             failure_config=ray.train.FailureConfig(max_failures=0),
         ),
     )
-    result = trainer.fit()
-    return dict(result.return_value)
+    return dict(_outside_main_thread(trainer.fit).return_value)
+
+
+def _outside_main_thread(work: Callable[[], ResultT]) -> ResultT:
+    """Run ``work`` in a thread of its own, and wait.
+
+    In the main thread Ray Train takes over SIGINT, for good: Ctrl-C would end neither training nor what comes after.
+    """
+    future: Future[ResultT] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    return future.result()
 
 
 def _raise_own(error: ray.train.TrainingFailedError) -> None:

@@ -92,4 +92,4 @@ def test_an_excerpt_is_short_and_storable_whatever_the_row_is() -> None:
 def test_documents_and_rejects_cross_processes() -> None:
     document = Document("a", "T", "t", {"k": 1})
     reject = Reject("f", 3, "why", None, "x")
-    assert pickle.loads(pickle.dumps((document, reject))) == (document, reject)  # noqa: S301
+    assert pickle.loads(pickle.dumps((document, reject))) == (document, reject)
