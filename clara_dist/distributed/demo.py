@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from clara_dist.config.serve import ServeConfig
 from clara_dist.data.demo_files import DemoSizes, write_demo
 from clara_dist.data.questions import EvalQuestion, read_questions
 from clara_dist.distributed import pipeline
+from clara_dist.distributed.evaluate_job import JOINT_ROW
 from clara_dist.distributed.peak_memory import PeakMemory
 from clara_dist.distributed.serve_app import serving
 from clara_dist.distributed.session import connect
@@ -103,9 +105,11 @@ def run_demo(
             (work_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             if keep_serving:
                 _wait_for_ctrl_c(url)
+    # The bootstrap does not touch the user's shell, so the program is named by its place.
+    program = os.path.relpath(Path(sys.executable).with_name("clara-dist"))
     print(f"everything is in {work_dir}. Serve it, and ask it from another terminal:")
-    print(f"  clara-dist serve --model {served.model} --store {served.store} top_k={served.top_k}")
-    print(f'  clara-dist ask "{asked[0].question}"')
+    print(f"  {program} serve --model {served.model} --store {served.store} top_k={served.top_k}")
+    print(f'  {program} ask "{asked[0].question}"')
 
 
 def demo_config(work_dir: Path, seed: int) -> PipelineConfig:
@@ -180,7 +184,7 @@ def _evaluated(config: PipelineConfig) -> dict[str, tuple[str, list[str]]]:
     return {
         row["question_id"]: (row["answer"], row["doc_ids"])
         for row in rows
-        if row["method"] == "reasoner" and row["scope"] == "corpus"
+        if row["method"] == JOINT_ROW and row["scope"] == "corpus"
     }
 
 

@@ -21,6 +21,8 @@ from clara_dist.retrieval.search import ExactSearcher
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
 
+JOINT_ROW = "joint STE"
+
 
 class FixedQueries:
     """Query vectors that were computed beforehand: two reasoners then take turns in one model."""
@@ -63,8 +65,9 @@ def evaluate(config: EvaluateConfig, *, address: str | None = None, num_cpus: in
 def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationReport:
     """The evaluation itself; knows no cluster.
 
-    Rows: BM25; ``untrained reasoner``, the copy of the compressor that the joint stage starts from; ``reasoner``, the
-    model's own; then the oracle and the closed book. The generator is the same in all of them.
+    Rows: BM25; ``untrained reasoner``, the copy of the compressor that the joint stage starts from; the model's own
+    (``joint STE`` after the joint stage, else ``reasoner``); then the oracle and the closed book. The generator is the
+    same in all of them.
     """
     torch.set_num_threads(config.threads)
     questions = read_questions(config.questions)
@@ -83,7 +86,7 @@ def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationRep
         {
             "BM25": Bm25Ranker(store, clara.tokenizer.document_text),
             "untrained reasoner": LatentRanker(untrained, store, searcher),
-            "reasoner": LatentRanker(trained, store, searcher),
+            JOINT_ROW if clara.config.stage == "joint" else "reasoner": LatentRanker(trained, store, searcher),
         },
         Generator(clara),
         top_k=config.top_k,
