@@ -97,7 +97,7 @@ def demo(
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the server up until Ctrl-C.")] = False,
     port: Annotated[int | None, typer.Option(help="Of the server; 8000, or a free one.", show_default=False)] = None,
 ) -> None:
-    r"""Run the whole system on a small made-up world: train, compress, train jointly, evaluate, serve, ask.
+    """Run the whole system on a small made-up world: train, compress, train jointly, evaluate, serve, ask.
 
     \b
     Example:
@@ -114,7 +114,7 @@ def pipeline(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the pipeline was stopped.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    r"""Run the whole road as one job: train the compressor, compress, train jointly, evaluate.
+    """Run the whole road as one job: train the compressor, compress, train jointly, evaluate.
 
     \b
     Example:
@@ -137,7 +137,7 @@ def init(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    r"""Make a new, untrained model on a base LLM.
+    """Make a new, untrained model on a base LLM.
 
     \b
     Example:
@@ -159,7 +159,7 @@ def import_apple(
     out: Annotated[Path, typer.Argument(help="Model directory to write.")],
     base: Annotated[str, typer.Option(help="The base LLM it was trained on: a local directory or a hub id.")],
 ) -> None:
-    r"""Turn a published CLaRa checkpoint into a model directory.
+    """Turn a published CLaRa checkpoint into a model directory.
 
     \b
     Example:
@@ -180,7 +180,7 @@ def compress(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    r"""Compress a corpus into a memory store with Ray Data. An interrupted job is resumed by the same command.
+    """Compress a corpus into a memory store with Ray Data. An interrupted job is resumed by the same command.
 
     \b
     Example:
@@ -202,7 +202,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    r"""Train the stages of a run with Ray Train.
+    """Train the stages of a run with Ray Train.
 
     \b
     Example:
@@ -227,7 +227,7 @@ def serve(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    r"""Serve a model and its store over HTTP with Ray Serve, until Ctrl-C.
+    """Serve a model and its store over HTTP with Ray Serve, until Ctrl-C.
 
     \b
     Example:
@@ -250,7 +250,7 @@ def ask(
     top_k: Annotated[int | None, typer.Option(help="Documents to answer from.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
 ) -> None:
-    r"""Ask a running server, and show the answer with its sources.
+    """Ask a running server, and show the answer with its sources.
 
     \b
     Example:
@@ -274,7 +274,7 @@ def evaluate(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    r"""Compare the model's retrieval and answers with BM25, the untrained reasoner, the oracle and the closed book.
+    """Compare the model's retrieval and answers with BM25, the untrained reasoner, the oracle and the closed book.
 
     \b
     Example:
@@ -295,7 +295,7 @@ def store_info(
     store: Annotated[str, typer.Argument(help="The store: a directory or a URL.")],
     version: Annotated[int | None, typer.Option(help="Version; the current one if left out.")] = None,
 ) -> None:
-    r"""Show what a store holds and which model wrote it.
+    """Show what a store holds and which model wrote it.
 
     \b
     Example:
@@ -321,7 +321,7 @@ def store_verify(
     store: Annotated[str, typer.Argument(help="The store: a directory or a URL.")],
     version: Annotated[int | None, typer.Option(help="Version; the current one if left out.")] = None,
 ) -> None:
-    r"""Compare every byte of a store with its manifest; exit code 1 if anything is wrong.
+    """Compare every byte of a store with its manifest; exit code 1 if anything is wrong.
 
     \b
     Example:
