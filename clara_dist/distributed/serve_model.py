@@ -49,14 +49,9 @@ class ServedModel:
         """Check that the reasoner reads all of a question.
 
         Raises:
-            RequestError: It is too long.
+            TokenizationError: It is too long.
         """
-        if self._tokenizer.encode_text(question).truncated:
-            raise RequestError(
-                "the question is too long for this model",
-                expected=f"at most {self._tokenizer.config.doc_max_tokens} tokens",
-                hint="shorten the question",
-            )
+        self._tokenizer.encode_questions([question])
 
     def prompt(self, question: str, top_k: int, max_tokens: int) -> list[int]:
         """The generator's prompt, with room for the answer.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from clara_dist.errors import TokenizationError
 from clara_dist.inference.buckets import length_buckets
 from clara_dist.model.batch import TextBatch
 from clara_dist.model.clara import Clara
@@ -34,18 +33,10 @@ class Reasoner:
             float32 [B, M * D], in the order of the questions, not normalised.
 
         Raises:
-            TokenizationError: A question is longer than the encoder reads. (The reference cuts it in silence.)
+            TokenizationError: A question is longer than the reasoner reads.
         """
         tokenizer = self.clara.tokenizer
-        encoded = tokenizer.encode_texts(questions)
-        for question, text in zip(questions, encoded, strict=True):
-            if text.truncated:
-                raise TokenizationError(
-                    "the question is too long for the query reasoner",
-                    got=f"{question[:60]!r}...",
-                    expected=f"at most {self.clara.config.doc_max_tokens} tokens (doc_max_tokens)",
-                    hint="shorten the question",
-                )
+        encoded = tokenizer.encode_questions(questions)
         query_BX = np.empty((len(encoded), self.clara.n_memory_tokens * self.clara.hidden_size), dtype=np.float32)
         for rows in length_buckets([len(e.ids) for e in encoded], self.max_batch_tokens):
             batch = TextBatch.from_ids([encoded[row].ids for row in rows], tokenizer.pad_id).to(self.clara.device)

@@ -110,6 +110,23 @@ class ClaraTokenizer:
             encoded.append(EncodedText(cut + self.memory_ids, len(cut), len(framed) > limit))
         return encoded
 
+    def encode_questions(self, questions: Sequence[str]) -> list[EncodedText]:
+        """`encode_texts` of questions. A question is never cut in silence, as the reference does.
+
+        Raises:
+            TokenizationError: A question is longer than the query reasoner reads.
+        """
+        encoded = self.encode_texts(questions)
+        for question, text in zip(questions, encoded, strict=True):
+            if text.truncated:
+                raise TokenizationError(
+                    "the question is too long for this model",
+                    got=f"{question[:60]!r}...",
+                    expected=f"at most {self.config.doc_max_tokens} tokens (doc_max_tokens)",
+                    hint="shorten the question",
+                )
+        return encoded
+
     # --- generator prompts --------------------------------------------------------------------------------------
 
     def prompt(self, question: str, k: int) -> list[int]:

@@ -64,7 +64,7 @@ class JointCollator:
 
     def __call__(self, examples: Sequence[Example], plan: StepPlan) -> JointExamples:
         tokenizer = self._tokenizer
-        questions = tokenizer.encode_texts([example.question for example in examples])
+        questions = tokenizer.encode_questions([example.question for example in examples])
         prompts = [tokenizer.prompt_with_answer("answer", plan.n_slots, e.question, e.answer) for e in examples]
         return JointExamples(
             TextBatch.from_ids([e.ids for e in questions], tokenizer.pad_id),

@@ -23,5 +23,5 @@ def test_batched_equals_one_by_one(clara: Clara) -> None:
 
 
 def test_a_question_that_would_be_cut_is_refused(clara: Clara) -> None:
-    with pytest.raises(TokenizationError, match="too long for the query reasoner"):
+    with pytest.raises(TokenizationError, match="too long for this model"):
         Reasoner(clara).query(["rain", "rain " * 25])

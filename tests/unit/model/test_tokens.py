@@ -107,6 +107,13 @@ def test_truncation_loses_the_eos_and_says_so() -> None:
     assert exact.ids[exact.n_tokens - 1] == 2
 
 
+def test_a_question_is_never_cut() -> None:
+    ours = ClaraTokenizer(build_tokenizer("bytelevel"), config(doc_max_tokens=4))
+    assert ours.encode_questions(["aaaa"]) == ours.encode_texts(["aaaa"])
+    with pytest.raises(TokenizationError, match="at most 4 tokens"):
+        ours.encode_questions(["aaaa", "one two three four five"])
+
+
 def test_a_prompt_that_is_too_long_is_an_error_not_a_cut() -> None:
     ours = ClaraTokenizer(build_tokenizer("bytelevel"), config(system_prompt="", max_prompt_tokens=60))
     ours.prompt("short?", 1)
