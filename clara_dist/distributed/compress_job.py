@@ -22,7 +22,7 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import CorpusUnit, UnitScan, corpus_fingerprint, duplicate_rows, plan_units
 from clara_dist.data.documents import Reject
 from clara_dist.distributed.actor_pool import ActorPool, Mapper
-from clara_dist.distributed.compress_scan import RejectLister, UnitScanner, UnitWork
+from clara_dist.distributed.compress_scan import MetadataCheck, RejectLister, UnitScanner, UnitWork
 from clara_dist.distributed.compress_workers import (
     FinishedShard,
     ModelIdentity,
@@ -124,9 +124,10 @@ def run(
 ) -> CompressReport:
     """The job on any `Mapper`; see `compress`."""
     started = time.monotonic()
-    scans = _scan(units, scan_on)
+    refuse = MetadataCheck(config.metadata_columns)
+    scans = _scan(units, scan_on, refuse)
     work = _plan(units, scans)
-    rejects = _list_rejects(scans, work, scan_on)
+    rejects = _list_rejects(scans, work, scan_on, refuse)
     _write_rejects(config.rejects_path, rejects)
     n_rejected = sum(not reject.repeated for reject in rejects)
     n_documents = sum(scan.n_documents for scan in scans) - sum(len(w.duplicates) for w in work)
@@ -163,10 +164,10 @@ def run(
     )
 
 
-def _scan(units: Sequence[CorpusUnit], scan_on: Mapper) -> list[UnitScan]:
+def _scan(units: Sequence[CorpusUnit], scan_on: Mapper, refuse: MetadataCheck) -> list[UnitScan]:
     progress = Progress("rows scanned", sum(unit.n_rows for unit in units))
     scans: dict[int, UnitScan] = {}
-    for index, scan in scan_on(UnitScanner, {}, units):
+    for index, scan in scan_on(UnitScanner, {"refuse": refuse}, units):
         scans[index] = scan
         progress.add(units[index].n_rows)
     return [scans[index] for index in range(len(units))]
@@ -191,10 +192,13 @@ def _tasks(
     return tasks
 
 
-def _list_rejects(scans: Sequence[UnitScan], work: Sequence[UnitWork], scan_on: Mapper) -> list[Reject]:
+def _list_rejects(
+    scans: Sequence[UnitScan], work: Sequence[UnitWork], scan_on: Mapper, refuse: MetadataCheck
+) -> list[Reject]:
     """All rejects in corpus order. Only the units that repeat a document are read again, for its line."""
     repeating = [w for w in work if w.duplicates]
-    found = {repeating[index].unit.index: rejects for index, rejects in scan_on(RejectLister, {}, repeating)}
+    listed = scan_on(RejectLister, {"refuse": refuse}, repeating)
+    found = {repeating[index].unit.index: rejects for index, rejects in listed}
     return [reject for scan in scans for reject in found.get(scan.index, scan.rejects)]
 
 

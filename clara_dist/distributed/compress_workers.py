@@ -12,7 +12,7 @@ import torch
 from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import read_unit
 from clara_dist.data.documents import Document
-from clara_dist.distributed.compress_scan import UnitWork
+from clara_dist.distributed.compress_scan import MetadataCheck, UnitWork
 from clara_dist.errors import ClusterError, CorruptStoreError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.model.clara import Clara
@@ -122,7 +122,8 @@ class ShardCompressor:
 
     def _make(self, task: ShardWork) -> ShardInfo:
         unit = task.work.unit
-        documents = [item for item in read_unit(unit, task.work.duplicates) if isinstance(item, Document)]
+        items = read_unit(unit, task.work.duplicates, refuse=MetadataCheck(self.config.metadata_columns))
+        documents = [item for item in items if isinstance(item, Document)]
         if len(documents) != task.n_documents:
             raise DataError(
                 f"{unit.path} gives other documents than when it was scanned, from row {unit.first_line} on",

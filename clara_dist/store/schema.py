@@ -147,7 +147,11 @@ def metadata_type(kind: str) -> pa.DataType:
 
 def is_metadata_value(value: Any, kind: str) -> bool:
     """Whether ``value`` may stand in a metadata column of type ``kind`` (a bool is no number here)."""
-    return isinstance(value, _METADATA_TYPES[kind][1]) and (kind == "bool" or not isinstance(value, bool))
+    if isinstance(value, bool):
+        return kind == "bool"
+    if kind == "int64":
+        return isinstance(value, int) and -(2**63) <= value < 2**63
+    return isinstance(value, _METADATA_TYPES[kind][1])
 
 
 def to_float16(memory_SMD: np.ndarray, doc_ids: Sequence[str]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import SupportsInt
 
 from clara_dist.data.corpus.lines import read_lines
@@ -10,14 +10,20 @@ from clara_dist.data.corpus.parquet import read_parquet
 from clara_dist.data.corpus.units import CorpusUnit
 from clara_dist.data.documents import Document, Reject, excerpt_of
 
+# Why a document that is good in itself cannot enter this store; None if it can.
+Refuse = Callable[[Document], str | None]
 
-def read_unit(unit: CorpusUnit, duplicates: Iterable[SupportsInt] = ()) -> Iterator[Document | Reject]:
+
+def read_unit(
+    unit: CorpusUnit, duplicates: Iterable[SupportsInt] = (), *, refuse: Refuse | None = None
+) -> Iterator[Document | Reject]:
     """Yield the unit's documents and rejects in the order of the file, one at a time.
 
     Args:
         unit: What to read.
         duplicates: The unit's entry of `duplicate_rows`: which of its documents, counted from 0, have a doc_id that
             stood earlier in the corpus. They come as rejects.
+        refuse: Makes rejects of further documents; those are not counted, so scan and read with the same one.
 
     Raises:
         DataError: The file cannot be read, is damaged, or was changed since it was planned. A bad row is no error.
@@ -27,6 +33,10 @@ def read_unit(unit: CorpusUnit, duplicates: Iterable[SupportsInt] = ()) -> Itera
     for line, item in (read_parquet if unit.format == "parquet" else read_lines)(unit):
         if isinstance(item, Reject):
             yield item
+            continue
+        reason = refuse(item) if refuse is not None else None
+        if reason is not None:
+            yield Reject(unit.path, line, reason, item.doc_id, excerpt_of(item.text))
             continue
         yield _duplicate(unit, line, item) if ordinal in repeated else item
         ordinal += 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clara_dist.data.corpus.read import read_unit
+from clara_dist.data.corpus.read import Refuse, read_unit
 from clara_dist.data.corpus.units import CorpusUnit
 from clara_dist.data.documents import Document, Reject
 
@@ -35,14 +35,14 @@ class UnitScan:
         return len(self.id_hashes)
 
 
-def scan_unit(unit: CorpusUnit) -> UnitScan:
-    """Read a unit for its doc_ids and its rejects.
+def scan_unit(unit: CorpusUnit, *, refuse: Refuse | None = None) -> UnitScan:
+    """Read a unit for its doc_ids and its rejects; ``refuse`` as in `read_unit`.
 
     Raises:
         DataError: As `read_unit`.
     """
     hashes, rejects = bytearray(), []
-    for item in read_unit(unit):
+    for item in read_unit(unit, refuse=refuse):
         if isinstance(item, Document):
             hashes += hashlib.blake2b(item.doc_id.encode("utf-8"), digest_size=16).digest()
         else:

@@ -199,6 +199,24 @@ def test_good_rows_arrive_when_the_bad_ones_are_accepted(config: CompressConfig,
     assert store.documents([1])[0].text != "again"
 
 
+def test_metadata_that_does_not_fit_its_column_is_a_reject(config: CompressConfig, tmp_path: Path) -> None:
+    values = ["1999", 7, 2**63, True, 2.5, None]
+    rows = [{"doc_id": f"m{i}", "text": "rain", "metadata": {"year": value}} for i, value in enumerate(values)]
+    rows += [rows[1], {"doc_id": "m9", "text": "rain"}]
+    corpus = tmp_path / "years.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    years = changed(config, corpus=(str(corpus),), metadata_columns={"year": "int64"}, max_rejects=9)
+    assert compress(years).n_rejected == 5
+    listed = [json.loads(line) for line in Path(years.rejects_path).read_text(encoding="utf-8").splitlines()]
+    assert [(reject["line"], reject["reason"]) for reject in listed] == [
+        *((line, "metadata 'year' is no int64") for line in (1, 3, 4, 5)),
+        (7, "duplicate doc_id (the first one is kept)"),
+    ]
+    store = MemoryStore.open(years.store)
+    assert store.doc_ids(np.arange(len(store))) == ["m1", "m5", "m9"]
+    assert store.rows_where({"year": (7,)}).tolist() == [0]
+
+
 def test_repeated_texts_of_training_rows_are_no_defect(config: CompressConfig) -> None:
     rows = [{"question": "q", "docs": ["rain", "island"]}, {"question": "r", "docs": ["island", "gauges"]}]
     Path(config.corpus[0]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

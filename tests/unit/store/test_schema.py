@@ -93,7 +93,7 @@ def test_the_largest_float16_and_every_bfloat16_in_range_are_exact():
         ({"memory_SMD": np.zeros((2, 4, 2), np.float16)}, "shape"),
         ({"metadata": [{"year": "2020"}, {}]}, "'year' of document 'a'"),
         ({"metadata": [{}, {"year": True}]}, "'year' of document 'b'"),
-        ({"metadata": [{"year": 2**63}, {}]}, "'year' does not fit"),
+        ({"metadata": [{"year": 2**63}, {}]}, "'year' of document 'a' is not of its column's type"),
         ({"metadata": [{}, {"x": object()}]}, "metadata of document 'b' cannot be written as JSON"),
         ({"metadata": [{}, {"x": float("nan")}]}, "metadata of document 'b' cannot be written as JSON"),
     ],
