@@ -63,19 +63,6 @@ class DemoSizes:
     hidden_size: int = 128
 
 
-# Small enough for an end-to-end test; there is no instruct stage in it.
-SMALL = DemoSizes(
-    n_train=240,
-    n_held_out=40,
-    n_questions=200,
-    n_candidates=12,
-    batch_size=48,
-    base_steps=200,
-    compression_steps=120,
-    instruct_steps=1,
-    hidden_size=96,
-)
-
 # Until then the base sees single passages only: reading comes before choosing.
 _SINGLE_PASSAGE_SHARE = 0.6
 _SEVERAL_PASSAGES_SHARE = 0.4
