@@ -205,6 +205,11 @@ class Clara(nn.Module):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def added_tensors(self) -> dict[str, Tensor]:
+        """All that this model adds to its base, by name within it: the roles' LoRA and the rows of the added tokens."""
+        rows = dict(self.named_buffers(recurse=False)) | {"memory_rows": self.memory_rows}
+        return rows | {name: p for name, p in self.peft.named_parameters(prefix="peft") if self.role_of(name)}
+
     def role_state(self, role: Role) -> dict[str, Tensor]:
         """One role's LoRA weights under PEFT's own file keys."""
         state = get_peft_model_state_dict(self.peft, adapter_name=role, save_embedding_layers=False)

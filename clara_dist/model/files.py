@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -86,9 +88,7 @@ def load_role(clara: Clara, role: str, state: dict[str, Tensor]) -> None:
 def save_model(clara: Clara, path: Path) -> None:
     """See `Clara.save_pretrained`. Writes beside the target and renames, so a reader never sees half a model."""
     states = {role: clara.role_state(role) for role in clara.config.roles}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with replaced_directory(path) as staging:
         clara.tokenizer.hf.save_pretrained(staging)
         (staging / CONFIG_FILE).write_text(clara.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for role, state in states.items():
@@ -101,9 +101,6 @@ def save_model(clara: Clara, path: Path) -> None:
         if clara.head_rows is not None:
             rows["head"] = clara.head_rows
         save_file(_for_saving(rows), staging / ROWS_FILE, metadata={"format": "pt"})
-        _replace_directory(staging, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_config(path: Path) -> ClaraConfig:
@@ -116,13 +113,21 @@ def read_config(path: Path) -> ClaraConfig:
         raise ModelError(f"{path / CONFIG_FILE} is not a CLaRa configuration", got=error) from error
 
 
-def _replace_directory(staging: Path, path: Path) -> None:
-    # A directory cannot be replaced in one step: the old one steps aside first.
-    old = staging.with_name(staging.name + ".old")
-    if path.exists():
-        os.replace(path, old)
-    os.replace(staging, path)
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def replaced_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which takes ``path``'s place when the block ends, or vanishes when it fails."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        # A directory cannot be replaced in one step: the old one steps aside first.
+        old = staging.with_name(staging.name + ".old")
+        if path.exists():
+            os.replace(path, old)
+        os.replace(staging, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _for_saving(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -83,18 +82,24 @@ class DeepSpeedEngine:
         self._engine.step()
         return norm
 
-    def state(self) -> EngineState:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def weights(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
 
         parameters = self._trainee.parameters
         if self._zero_stage == 0:
-            weights = {name: _cpu(p) for name, p in parameters.items()}
+            return {name: _cpu(p) for name, p in parameters.items()}
+        return {name: _cpu(safe_get_full_fp32_param(p)) for name, p in parameters.items()}
+
+    def state(self) -> EngineState:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        parameters = self._trainee.parameters
+        if self._zero_stage == 0:
             states = {name: {k: _cpu(v) for k, v in self._optimizer.state[p].items()} for name, p in parameters.items()}
-            return EngineState(weights, states)
+            return EngineState(self.weights(), states)
         step = self._step_counters()[0]
-        weights = {name: _cpu(safe_get_full_fp32_param(p)) for name, p in parameters.items()}
         return EngineState(
-            weights,
+            self.weights(),
             {
                 name: {key: _cpu(safe_get_full_optimizer_state(p, key)) for key in _STATES} | {"step": _cpu(step)}
                 for name, p in parameters.items()
@@ -132,13 +137,6 @@ class DeepSpeedEngine:
         step = next(iter(state.optimizer.values()))["step"]
         for counter in self._step_counters():
             counter.copy_(step)
-
-    def gathered(self) -> AbstractContextManager[None]:
-        if self._zero_stage < 3:
-            return nullcontext()
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters(list(self._trainee.step.parameters()))
 
     def _step_counters(self) -> list[Tensor]:
         return [state["step"] for state in self._optimizer.optimizer.state.values() if "step" in state]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,8 +62,8 @@ class Engine(Protocol):
     def load(self, state: EngineState) -> None:
         """Go on from ``state``. The module's weights must have been loaded before the engine was built."""
 
-    def gathered(self) -> AbstractContextManager[None]:
-        """While it is open, the module's parameters are whole on rank 0."""
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights, whole, fp32 and on the CPU on rank 0, in the precision that they are trained in."""
 
 
 def build_engine(

@@ -177,10 +177,10 @@ class StageRun:
 
     def _finish(self, built: BuiltStage, engine: Engine, settings: dict[str, Any]) -> str:
         output = self.directory.output(self.key, self.stage.output)
-        with engine.gathered():
-            if self.group.is_first:
-                built.save(output)
-                self.directory.finish(self.key, output, settings)
+        weights = engine.weights()
+        if self.group.is_first:
+            built.save(output, weights)
+            self.directory.finish(self.key, output, settings)
         self.group.barrier()
         self.log.message(f"stage {self.key}: done, model in {output}")
         return str(output)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from clara_dist.config.model import ClaraConfig, Dtype, Role
@@ -18,6 +16,7 @@ from clara_dist.config.training import EngineConfig, StageConfig
 from clara_dist.errors import ModelError, TrainingError
 from clara_dist.model import Clara, ClaraTokenizer
 from clara_dist.model.base import load_base, load_tokenizer
+from clara_dist.model.files import replaced_directory
 from clara_dist.retrieval.opening import open_bank
 from clara_dist.training.batches import Collate
 from clara_dist.training.collate import CompressionCollator, JointCollator, TextCollator
@@ -39,13 +38,13 @@ class BuiltStage:
         trainee: What is trained.
         collate: From examples to its batches.
         settings: Identity of what it reads besides its examples; part of every checkpoint.
-        save: Writes the stage's model directory, whole or not at all.
+        save: Writes the stage's model directory, whole or not at all, with these trained weights; uses the module up.
     """
 
     trainee: Trainee
     collate: Collate
     settings: dict[str, Any]
-    save: Callable[[Path], None]
+    save: Callable[[Path, Mapping[str, Tensor]], None]
 
 
 def build_stage(
@@ -91,13 +90,11 @@ def _base_stage(
     outer = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     matrices = frozenset(name for name, p in parameters.items() if p.ndim == 2 and id(p) not in outer)
 
-    def save(path: Path) -> None:
-        staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        model.save_pretrained(staging)
-        hf.save_pretrained(staging)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(staging, path)
+    def save(path: Path, weights: Mapping[str, Tensor]) -> None:
+        _put(step, weights)
+        with replaced_directory(path) as staging:
+            model.save_pretrained(staging)
+            hf.save_pretrained(staging)
 
     trainee = Trainee(step, parameters, lambda name: "base", matrices)
     return BuiltStage(trainee, TextCollator(ClaraTokenizer(hf, source)), {"base": model.config.to_diff_dict()}, save)
@@ -136,12 +133,26 @@ def _clara_stage(
         step = CompressionStep(clara, stage.mse_weight)
         collate = CompressionCollator(clara.tokenizer)
     clara.set_trainable(TRAINED_ROLES[stage.stage], memory_embeddings=stage.stage != "joint")
+    trained = clara.trainable_parameters()
+    frozen = {name: t.detach().to("cpu", copy=True) for name, t in clara.added_tensors().items() if name not in trained}
     if engine.gradient_checkpointing:
         clara.enable_gradient_checkpointing()
 
-    def save(path: Path) -> None:
+    def save(path: Path, weights: Mapping[str, Tensor]) -> None:
+        _put(clara, {**weights, **frozen})
         clara.config = clara.config.model_copy(update={"stage": stage.stage})
         clara.save_pretrained(path)
 
-    trainee = Trainee(step, clara.trainable_parameters(), lambda name: str(clara.role_of(name)))
+    trainee = Trainee(step, trained, lambda name: str(clara.role_of(name)))
     return BuiltStage(trainee, collate, settings, save)
+
+
+def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers these values, type and all.
+
+    DeepSpeed casts a whole module to its 16-bit type, frozen adapters included, and ZeRO 3 cuts it up. A compressor
+    that was only rounded would already be another one to the store that it wrote.
+    """
+    places = dict(module.named_parameters()) | dict(module.named_buffers())
+    for name, tensor in tensors.items():
+        places[name].data = tensor

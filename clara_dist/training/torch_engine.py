@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
@@ -57,13 +55,15 @@ class TorchEngine:
             optimizer.zero_grad()
         return float(norm)
 
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().to("cpu", copy=True) for name, p in self._trainee.parameters.items()}
+
     def state(self) -> EngineState:
-        weights = {name: p.detach().cpu().clone() for name, p in self._trainee.parameters.items()}
         states = {
             name: {key: value.cpu().clone() for key, value in self._state_of(p).items()}
             for name, p in self._trainee.parameters.items()
         }
-        return EngineState(weights, states)
+        return EngineState(self.weights(), states)
 
     def load(self, state: EngineState) -> None:
         for optimizer in self._optimizers:
@@ -74,9 +74,6 @@ class TorchEngine:
                     key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
                     for key, value in state.optimizer[name].items()
                 }
-
-    def gathered(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     @property
     def _names(self) -> dict[torch.nn.Parameter, str]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from clara_dist.errors import DataError, FingerprintMismatchError, TrainingError
 from clara_dist.model import Clara
+from clara_dist.store import Fingerprint, MemoryStore
 from clara_dist.training.loop import run
 
 CANDIDATES = {"given": {"source": "given"}, "mixed": {"source": "mixed", "n": 6, "corpus_share": 0.5}}
@@ -57,6 +58,22 @@ def test_the_reasoner_starts_as_the_compressor_once(
 
     run(make_joint_config("second", steps=1).model_copy(update={"model": first}))
     assert len(copies) == 1
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{"zero_stage": 2, "dtype": "bfloat16"}, {"zero_stage": 3}, {"kind": "torch", "dtype": "bfloat16"}],
+    ids=["zero2-bf16", "zero3", "torch-bf16"],
+)
+def test_what_is_frozen_is_saved_as_it_was_and_the_store_stays_its_models(
+    make_joint_config: Any, tiny_store: str, engine: dict[str, Any]
+) -> None:
+    """DeepSpeed rounds the frozen compressor too; written like that, it would no longer be the one of the store."""
+    output = run(make_joint_config("frozen", steps=2, engine={"kind": "deepspeed"} | engine))["joint"]
+    trained = load_file(Path(output) / "generator" / "adapter_model.safetensors")
+    assert not all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in trained.values())
+    model = Clara.from_pretrained(output)
+    MemoryStore.open(tiny_store).require_fingerprint(Fingerprint(model.fingerprint_fields()))
 
 
 def test_a_single_candidate_teaches_nothing(make_joint_config: Any, joint_rows_path: str) -> None:
