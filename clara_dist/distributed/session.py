@@ -13,6 +13,8 @@ import ray
 
 from clara_dist.errors import ClusterError
 
+# A resource that only a Ray started here has: it ends with this process, and no autoscaler adds nodes to it.
+LOCAL_MARKER = "clara_local_ray"
 _CONNECT_TIMEOUT_S = 10.0
 
 
@@ -49,7 +51,12 @@ def connect(
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {}
     if where == "local":
-        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "dashboard_host": "127.0.0.1"}
+        options = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": {LOCAL_MARKER: 1},
+            "dashboard_host": "127.0.0.1",
+        }
     else:
         _require_listening(where)
     try:

@@ -20,6 +20,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from clara_dist.config import ClaraConfig, StageConfig, TrainConfig
+from clara_dist.distributed.resources import require_room, shortage
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClaraError, ClusterError
@@ -53,7 +54,8 @@ def train(
     Raises:
         TrainingError: As `clara_dist.training.loop.run`, or ``run_dir`` holds a run and ``resume`` was not asked for.
         CheckpointError: What is to be resumed is damaged, or belongs to other data or settings.
-        ClusterError: A node does not see the run's files, or workers failed more often than ``max_failures``.
+        ClusterError: A local Ray has no room for the workers, a node does not see the run's files, or workers failed
+            more often than ``max_failures``.
     """
     config = absolute_paths(config)
     report = on_progress or ConsoleProgress()
@@ -65,6 +67,7 @@ def train(
         require_visible(_inputs(config), config.run_dir)
         use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
         config = config.model_copy(update={"use_gpu": use_gpu})
+        require_room(_resources(config), config.workers, f"{config.workers} training workers")
         for failures in range(config.max_failures + 1):
             try:
                 with _following(config, report):
@@ -117,6 +120,11 @@ def _inputs(config: TrainConfig) -> list[str]:
     return [path for path in paths if path is not None and "://" not in path]
 
 
+def _resources(config: TrainConfig) -> dict[str, float]:
+    """Of each worker."""
+    return {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {})
+
+
 def _fit(config: TrainConfig) -> dict[str, str]:
     trainer = TorchTrainer(
         run_worker,
@@ -125,7 +133,7 @@ def _fit(config: TrainConfig) -> dict[str, str]:
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
             use_gpu=bool(config.use_gpu),
-            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {}),
+            resources_per_worker=_resources(config),
         ),
         # Ray would retry a worker's error, whatever it is; a configuration that cannot work is not worth a retry.
         run_config=ray.train.RunConfig(
@@ -190,7 +198,6 @@ def _following(config: TrainConfig, report: OnProgress) -> Iterator[None]:
 
 def _follow(config: TrainConfig, log: Path, position: int, stopped: threading.Event, report: OnProgress) -> None:
     awaited = f"{config.workers} training worker{'s' if config.workers > 1 else ''}"
-    needs = f"{config.cpus_per_worker:g} CPU" + (" and a GPU" if config.use_gpu else "")
     report(Progress(f"waiting for {awaited} to start"))
     waited_s, notice_s, heard = 0.0, _WAIT_NOTICE_S, False
     while True:
@@ -203,7 +210,8 @@ def _follow(config: TrainConfig, log: Path, position: int, stopped: threading.Ev
             return
         waited_s += _POLL_S
         if not heard and waited_s >= notice_s:
-            why = f"each needs {needs}, a process, and its imports"
+            lacking = shortage(_resources(config), config.workers)
+            why = f"nodes must be added, for {lacking}" if lacking else "each needs a process, and its imports"
             report(Progress(f"still waiting for {awaited} after {waited_s:.0f} s: {why}"))
             notice_s += _WAIT_NOTICE_S
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clara_dist.errors import ClusterError
@@ -22,7 +23,7 @@ def require_visible(readable: Sequence[str], writable_dir: str | None) -> None:
         writable_dir: Directory that must be the driver's own and writable; made if it does not exist. None: not asked.
 
     Raises:
-        ClusterError: Naming the nodes and what they miss.
+        ClusterError: Naming the nodes and what they miss; or a node was lost meanwhile.
     """
     marker = None
     if writable_dir is not None:
@@ -40,6 +41,8 @@ def require_visible(readable: Sequence[str], writable_dir: str | None) -> None:
             for node in nodes
         ]
         missing = [line for lines in ray.get(refs) for line in lines]
+    except RayError as error:
+        raise ClusterError("a node was lost while it was looked at", got=error, hint="try again") from error
     finally:
         if marker is not None:
             marker.unlink(missing_ok=True)
@@ -47,7 +50,7 @@ def require_visible(readable: Sequence[str], writable_dir: str | None) -> None:
         raise ClusterError(
             "some nodes do not see what the job needs",
             got="; ".join(missing),
-            hint="use a file system that all nodes mount at the same path",
+            hint="check the paths; on a cluster, all nodes must mount them at the same place",
         )
 
 

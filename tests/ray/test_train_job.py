@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from clara_dist.config import ClaraConfig, EngineConfig, LoraSettings, StageConfig, TrainConfig
 from clara_dist.distributed import train_job
-from clara_dist.errors import DataError, TrainingError
+from clara_dist.errors import ClusterError, DataError, TrainingError
 from clara_dist.training.loop import run
 from clara_dist.training.progress import Progress
 
@@ -81,6 +81,12 @@ def test_an_error_of_the_run_itself_is_raised_as_it_is_and_not_retried(
     with pytest.raises(DataError, match=r"rows\.jsonl"):
         train_job.train(config, on_progress=events.append)
     assert not any("starting again" in event.text for event in events)
+
+
+def test_workers_that_a_local_ray_cannot_hold_are_refused(local_ray: None, tmp_path: Path, tiny_base_dir: Path) -> None:
+    config = make_config(tmp_path, tiny_base_dir, "large").model_copy(update={"cpus_per_worker": 1.5})
+    with pytest.raises(ClusterError, match=r"no room for 2 training workers(.|\n)*2 x \(1\.5 CPU\)"):
+        train_job.train(config, on_progress=lambda event: None)
 
 
 def test_a_used_run_dir_is_refused_before_ray_starts(tmp_path: Path, tiny_base_dir: Path) -> None:
