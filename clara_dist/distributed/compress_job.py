@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,16 +30,16 @@ from clara_dist.distributed.compress_workers import (
     identify_model,
     shard_name,
 )
+from clara_dist.distributed.paths import absolute, absolute_base
 from clara_dist.distributed.progress import Progress
+from clara_dist.distributed.resources import require_room, result_of
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
-from clara_dist.errors import ClaraError, ClusterError, DataError, StoreError
+from clara_dist.errors import DataError, StoreError
 from clara_dist.model.files import read_config
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
 from clara_dist.store.storage import open_storage
 from clara_dist.store.writer import commit, shard_names
-
-_WAIT_NOTICE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,19 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
     config = absolute_paths(config)
     with connect(address, num_cpus=num_cpus):
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
-        resources = {"num_cpus": config.cpus_per_worker, "num_gpus": int(uses_gpu)}
+        each = {"CPU": config.cpus_per_worker, "GPU": int(uses_gpu)}
+        require_room(each, 1, "a compressor")  # fewer than ``workers`` do the job as well
         units = plan_units(config.corpus, format=config.format, rows_per_unit=config.rows_per_shard)
         require_visible(_inputs(config, units), None if "://" in config.store else config.store)
         # Loading takes about as long as scanning: the two run side by side.
+        resources = {"num_cpus": each["CPU"], "num_gpus": each["GPU"]}
         identity = ray.remote(**resources)(identify_model).remote(config)
         return run(
             config,
             units,
             scan_on=ActorPool(config.workers),
             compress_on=ActorPool(config.workers, **resources),
-            identify=lambda: _wait(identity, resources),
+            identify=lambda: result_of(identity, each, "the task that loads the model"),
             device="cuda" if uses_gpu else "cpu",
         )
 
@@ -286,28 +287,19 @@ def _writer_info(
 
 def absolute_paths(config: CompressConfig) -> CompressConfig:
     """The configuration with local paths made absolute: workers have working directories of their own."""
-    base = config.base_model or read_config(Path(config.model)).base_model
-    paths = {"model": config.model, "store": config.store, "rejects": config.rejects_path}
-    local: dict[str, object] = {name: os.path.abspath(path) for name, path in paths.items() if "://" not in path}
-    local["corpus"] = tuple(os.path.abspath(path) for path in config.corpus)
-    if os.path.isdir(base):  # else a hub id, or a directory beside the model's
-        local["base_model"] = os.path.abspath(base)
-    return config.model_copy(update=local)
+    read_config(Path(config.model))  # the commonest mistake, told before anything starts
+    return config.model_copy(
+        update={
+            "model": absolute(config.model),
+            "base_model": absolute_base(config.model, config.base_model),
+            "store": absolute(config.store),
+            "rejects": absolute(config.rejects_path),
+            "corpus": tuple(absolute(path) for path in config.corpus),
+        }
+    )
 
 
 def _inputs(config: CompressConfig, units: Sequence[CorpusUnit]) -> list[str]:
     """Local paths that workers read."""
     base = [config.base_model] if config.base_model and os.path.isdir(config.base_model) else []
     return [config.model, *base, *sorted({unit.path for unit in units})]
-
-
-def _wait(identity: ray.ObjectRef, resources: dict[str, int]) -> ModelIdentity:
-    """Get the model's identity; say so while no node has room, for an autoscaler may be adding one."""
-    while not ray.wait([identity], timeout=_WAIT_NOTICE_S)[0]:
-        print(f"waiting for a worker with {resources}; free now: {ray.available_resources()}", file=sys.stderr)
-    try:
-        return ray.get(identity)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ClaraError):
-            raise error.cause from None
-        raise ClusterError("a worker failed to load the model", got=error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 
 from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.data.questions import read_questions
+from clara_dist.distributed.paths import absolute, absolute_base
+from clara_dist.distributed.resources import require_room, result_of
 from clara_dist.distributed.session import cluster_has_gpus, connect
-from clara_dist.errors import ClusterError
+from clara_dist.distributed.visibility import require_visible
 from clara_dist.evaluation import Bm25Ranker, EvaluationReport, LatentRanker
 from clara_dist.evaluation import evaluate as compare
 from clara_dist.inference.generator import Generator
@@ -46,20 +49,32 @@ def evaluate(config: EvaluateConfig, *, address: str | None = None, num_cpus: in
     Raises:
         DataError: The questions cannot be read, or name documents that the store lacks.
         FingerprintMismatchError: Another model wrote the store.
-        ClusterError: The task failed.
+        ClusterError: There is no room for the task, a node does not see the files, or the task failed.
     """
+    config = absolute_paths(config)
     with connect(address, num_cpus=num_cpus):
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
+        each = {"CPU": config.threads, "GPU": int(uses_gpu)}
+        require_room(each, 1, "the evaluation")
+        require_visible([path for path in _inputs(config) if "://" not in path], None)
         # One call a process: the model's memory goes back when the report is there.
-        task = ray.remote(num_cpus=config.threads, num_gpus=int(uses_gpu), max_calls=1)(evaluate_model)
-        try:
-            report: EvaluationReport = ray.get(task.remote(config, "cuda" if uses_gpu else "cpu"))
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            raise (cause if isinstance(cause, Exception) else ClusterError("the task failed", got=error)) from None
+        task = ray.remote(num_cpus=each["CPU"], num_gpus=each["GPU"], max_calls=1)(evaluate_model)
+        ref = task.remote(config, "cuda" if uses_gpu else "cpu")
+        report: EvaluationReport = result_of(ref, each, "the evaluation")
     if config.output is not None:
         report.write(config.output)
     return report
+
+
+def absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """The configuration with local paths made absolute: the task has a working directory of its own."""
+    local = {name: absolute(getattr(config, name)) for name in ("model", "store", "questions")}
+    return config.model_copy(update=local | {"base_model": absolute_base(config.model, config.base_model)})
+
+
+def _inputs(config: EvaluateConfig) -> list[str]:
+    base = [config.base_model] if config.base_model and os.path.isdir(config.base_model) else []
+    return [config.model, *base, config.store, config.questions]
 
 
 def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationReport:

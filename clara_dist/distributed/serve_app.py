@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from clara_dist.client import Client
 from clara_dist.config.serve import ServeConfig
+from clara_dist.distributed.paths import absolute, absolute_base
 from clara_dist.distributed.serve_engine import Engine
 from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_ingress import Ingress
@@ -44,7 +45,13 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
     """
     if not isinstance(config, ServeConfig):
         config = ServeConfig.model_validate(dict(config))
-    config = config.model_copy(update={"model": _absolute(config.model), "store": _absolute(config.store)})
+    config = config.model_copy(
+        update={
+            "model": absolute(config.model),
+            "base_model": absolute_base(config.model, config.base_model),
+            "store": absolute(config.store),
+        }
+    )
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and cluster_has_gpus() else "cpu"
@@ -72,11 +79,6 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
     ).bind(config, engine)
-
-
-def _absolute(path: str) -> str:
-    """Replicas run in other directories; what is no local path (a URL) stays as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def deploy(config: ServeConfig, *, name: str = APP_NAME, route_prefix: str = "/") -> None:

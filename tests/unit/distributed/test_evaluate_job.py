@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clara_dist.config.evaluate import EvaluateConfig
-from clara_dist.distributed.evaluate_job import FixedQueries, evaluate_model
+from clara_dist.distributed.evaluate_job import FixedQueries, absolute_paths, evaluate_model
 from clara_dist.errors import DataError, FingerprintMismatchError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.model.clara import Clara
@@ -94,3 +94,10 @@ def test_fixed_queries_follow_the_questions_not_their_order() -> None:
     query_BX = torch.arange(6.0).view(3, 2).numpy()
     queries = FixedQueries(["a", "b", "c"], query_BX)
     np.testing.assert_array_equal(queries.query(["c", "a"]), [[4.0, 5.0], [0.0, 1.0]])
+
+
+def test_the_task_finds_its_files_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = absolute_paths(EvaluateConfig(model="m", store="s3://bucket/s", questions="q.jsonl", base_model="hub/base"))
+    assert (found.model, found.questions) == (str(tmp_path / "m"), str(tmp_path / "q.jsonl"))
+    assert (found.store, found.base_model) == ("s3://bucket/s", "hub/base")

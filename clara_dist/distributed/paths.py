@@ -1,0 +1,31 @@
+"""Local paths made to mean the same in every worker: workers have working directories of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+
+def absolute(path: str) -> str:
+    """A local path from the root; a URL stays as it is."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+def absolute_base(model: str, base_model: str | None) -> str | None:
+    """Where the base LLM of a model directory is, if that is a directory here.
+
+    Everything else stays as it is: a hub id, a directory beside the model's, and a model whose ``config.json`` cannot
+    be read, which is for the worker that loads it to tell. Reads without torch: a process that only deploys asks, too.
+
+    Args:
+        model: Model directory.
+        base_model: The configuration's own word; None leaves it to the model's ``config.json``.
+    """
+    base = base_model
+    if base is None:
+        try:
+            base = str(json.loads(Path(model, "config.json").read_bytes())["base_model"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+    return os.path.abspath(base) if os.path.isdir(base) else base_model

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clara_dist.distributed.paths import absolute, absolute_base
+
+
+def test_local_paths_start_at_the_root_and_urls_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/../b") == str(tmp_path / "b")
+    assert absolute("s3://bucket/a") == "s3://bucket/a"
+
+
+def test_a_base_is_where_the_configuration_or_else_the_model_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "model").mkdir()
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({"base_model": "base"}), encoding="utf-8")
+    assert absolute_base("model", None) == str(tmp_path / "base")
+    assert absolute_base("model", "other") == str(tmp_path / "other")
+    assert absolute_base("model", "hub/id") == "hub/id"
+    config.write_text(json.dumps({"base_model": "hub/id"}), encoding="utf-8")
+    assert absolute_base("model", None) is None
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_a_model_that_cannot_be_read_is_left_to_its_worker(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    assert absolute_base(str(tmp_path), None) is None
