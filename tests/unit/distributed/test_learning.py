@@ -69,12 +69,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> EvaluationReport:
 
 
 def test_the_answer_loss_alone_teaches_retrieval(report: EvaluationReport) -> None:
-    """Held-out people, whole corpus. The recipe reached .88 to .95 on three seeds, from .17 to .24."""
+    """Held-out people, whole corpus: 1.000, 1.000 and .995 on seeds 1 to 3, from .37 at most."""
     untrained, trained = (report[row].corpus.recall for row in ("untrained reasoner", JOINT_ROW))
     assert untrained is not None
     assert trained is not None
-    assert untrained[1] < 0.4
     assert trained[1] > 0.75
+    assert trained[1] > untrained[1] + 0.4
     assert report[JOINT_ROW].corpus.answers.exact_match > 0.75
 
 
