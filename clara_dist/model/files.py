@@ -88,14 +88,17 @@ def load_role(clara: Clara, role: str, state: dict[str, Tensor]) -> None:
 def save_model(clara: Clara, path: Path) -> None:
     """See `Clara.save_pretrained`. Writes beside the target and renames, so a reader never sees half a model."""
     states = {role: clara.role_state(role) for role in clara.config.roles}
+    # Whoever loads the model may stand in another directory, as every worker does.
+    base = os.path.abspath(clara.base_path) if os.path.isdir(clara.base_path) else clara.config.base_model
+    config = clara.config.model_copy(update={"base_model": base})
     with replaced_directory(path) as staging:
         clara.tokenizer.hf.save_pretrained(staging)
-        (staging / CONFIG_FILE).write_text(clara.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (staging / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for role, state in states.items():
             (staging / role).mkdir()
             save_file(_for_saving(state), staging / role / ADAPTER_FILE, metadata={"format": "pt"})
             settings = clara.peft.peft_config[role]
-            settings.base_model_name_or_path = clara.config.base_model
+            settings.base_model_name_or_path = config.base_model
             settings.save_pretrained(str(staging / role))
         rows = {"memory": clara.memory_rows, "frame": clara.frame_rows}
         if clara.head_rows is not None:

@@ -208,6 +208,20 @@ def test_the_fingerprint_names_what_changed(clara: Clara, config: ClaraConfig) -
     assert {n for n in before if before[n] != other.fingerprint_fields()[n]} == {"doc_max_tokens"}
 
 
+def test_a_model_is_loaded_from_any_directory(
+    config: ClaraConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Path(config.base_model)
+    monkeypatch.chdir(base.parent)
+    made = Clara.from_base(config.model_copy(update={"base_model": base.name}))
+    made.save_pretrained(tmp_path / "model")
+    fields = made.fingerprint_fields()
+    monkeypatch.chdir(tmp_path)
+    loaded = Clara.from_pretrained("model")
+    assert loaded.config.base_model == str(base)
+    assert loaded.fingerprint_fields() == fields
+
+
 def test_damaged_model_directories_are_refused_by_name(clara: Clara, tmp_path: Path) -> None:
     path = tmp_path / "model"
     clara.save_pretrained(path)
