@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import os
+import re
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -85,9 +86,10 @@ class RequestGuard:
             if not self.keys.accept(headers.get("authorization", "")):
                 message = "missing or unknown API key; send it as 'Authorization: Bearer KEY'"
                 raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
-        elif not is_loopback((scope.get("client") or ("",))[0]):
-            # `serve deploy` takes the address from its own YAML, so the configured host proves nothing.
-            raise ApiError(401, "this server has no API key and answers its own machine only")
+        elif not (is_loopback((scope.get("client") or ("",))[0]) and is_loopback(_host(headers))):
+            # `serve deploy` takes the address from its own YAML, so the configured host proves nothing. And a web page
+            # reaches loopback through a name of its own that resolves to it, but cannot make that name look like ours.
+            raise ApiError(401, "this server has no API key and answers its own machine only, as localhost")
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         limit = self.limits.max_body_bytes
@@ -99,6 +101,12 @@ class RequestGuard:
             return await asyncio.wait_for(_read(receive, limit, too_large), self.limits.body_timeout_s)
         except asyncio.TimeoutError:
             raise ApiError(408, f"the body did not arrive within {self.limits.body_timeout_s:g} s") from None
+
+
+def _host(headers: Headers) -> str:
+    """The ``Host`` header without its port."""
+    host = re.sub(r":\d*$", "", headers.get("host", ""))
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def _require_json(headers: Headers) -> None:

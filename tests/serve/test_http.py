@@ -62,7 +62,7 @@ def asker(
     def ask(method: str = "POST", path: str = "/v1/answers", **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
             transport = httpx.ASGITransport(api, client=(client, 1), raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
                 return await http.request(method, path, **options)
 
         return asyncio.run(send())
@@ -185,7 +185,7 @@ def test_reading_stops_at_the_limit() -> None:
         "type": "http",
         "method": "POST",
         "path": "/v1/answers",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
         "client": ("127.0.0.1", 1),
     }
     asyncio.run(RequestGuard(app, CONFIG, ApiKeys(""))(scope, endless, collect))
@@ -241,6 +241,23 @@ def test_without_a_key_only_loopback_is_answered() -> None:
     assert asker(client="::1")(json={"question": "x"}).status_code == 200
     assert error_of(asker(client="10.0.0.7")(json={"question": "x"}))[0] == 401
     assert asker(keys="k", client="10.0.0.7")(json={"question": "x"}, headers={"Authorization": "Bearer k"}).is_success
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:8000", 200),
+        ("attacker.example:8000", 401),
+        ("127.0.0.1.attacker.example", 401),
+        ("[::1].attacker.example", 401),
+        ("localhost.attacker.example", 401),
+        ("", 401),
+    ],
+)
+def test_a_page_whose_name_was_made_to_mean_loopback_is_not_answered(host: str, status: int) -> None:
+    assert asker()(json={"question": "x"}, headers={"Host": host}).status_code == status
 
 
 def test_a_public_server_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

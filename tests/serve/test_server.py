@@ -166,12 +166,13 @@ def test_a_client_that_leaves_does_not_break_its_batch(server: str, http: httpx.
     body = b'{"question": "Why?", "max_tokens": 40}'
     url = httpx.URL(server)
     head = (
-        f"POST /v1/answers HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        "POST /v1/answers HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     expected = http.post("/v1/answers", json={"question": "Where?"}).json()["answer"]
     leavers = [socket.create_connection((url.host, url.port or 80)) for _ in range(3)]
     for leaver in leavers:
-        leaver.sendall(head.encode() + b"\r\n\r\n" + body)
+        leaver.sendall(head.encode() + body)
         leaver.close()
     replies = post_all(server, [{"question": "Where?"}] * 4)
     assert [reply.json()["answer"] for reply in replies] == [expected] * 4
