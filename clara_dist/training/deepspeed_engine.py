@@ -64,8 +64,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_grad
 
         if self._zero_stage == 0:
-            gradients = {name: p.grad for name, p in self._trainee.parameters.items() if p.grad is not None}
-            return role_norms(self._trainee, gradients)
+            return role_norms(self._trainee, {name: p.grad for name, p in self._trainee.parameters.items()})
         gradients = {name: safe_get_full_grad(p) for name, p in self._trainee.parameters.items()}
         scale = float(getattr(self._optimizer, "loss_scale", 1.0))
         return {role: norm / scale for role, norm in role_norms(self._trainee, gradients).items()}

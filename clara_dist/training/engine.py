@@ -79,11 +79,10 @@ def build_engine(
     return DeepSpeedEngine(trainee, config, optimizer, accumulation, group)
 
 
-def role_norms(trainee: Trainee, gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """L2 norm per role of gradients by parameter name."""
-    squares: dict[str, Tensor] = {}
+def role_norms(trainee: Trainee, gradients: Mapping[str, Tensor | None]) -> dict[str, float]:
+    """L2 norm per role of gradients by parameter name; 0 for a role that no gradient has reached."""
+    squares: dict[str, Tensor | float] = {trainee.role_of(name): 0.0 for name in trainee.parameters}
     for name, gradient in gradients.items():
-        role = trainee.role_of(name)
-        square = gradient.float().square().sum()
-        squares[role] = squares[role] + square if role in squares else square
-    return {role: float(square.sqrt()) for role, square in squares.items()}
+        if gradient is not None:
+            squares[trainee.role_of(name)] += gradient.float().square().sum()
+    return {role: float(square) ** 0.5 for role, square in squares.items()}
