@@ -94,6 +94,8 @@ class StageConfig(Config):
             raise ValueError("stage 'joint' needs store")
         if self.stage != "base" and self.optimizer.name == "muon":
             raise ValueError("muon trains whole matrices; LoRA stages use adamw")
+        if self.stage == "joint" and self.candidates.source != "given" and self.candidates.n < self.top_k:
+            raise ValueError(f"candidates.n {self.candidates.n} is less than top_k {self.top_k}")
         return self
 
     @property

@@ -44,11 +44,13 @@ class Totals:
         answer_tokens: Supervised tokens.
         documents: Document slots (a document counts as often as it is read).
         tokens: Tokens that pass through the model.
+        truncated: Document slots whose document was longer than ``doc_max_tokens`` and was cut.
     """
 
     answer_tokens: float
     documents: float
     tokens: float
+    truncated: float = 0
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,23 @@ class CompressionExamples:
         documents: The distinct documents of the batch; each is encoded once.
         document_T: int64 ``[T]``, for every slot of the prompts, row-major, the document that it holds.
         prompts: B prompts; ragged numbers of slots are fine.
+        n_truncated: How many of the T slots hold a document that was cut.
     """
 
     documents: TextBatch
     document_T: Tensor
     prompts: PromptBatch
+    n_truncated: int
 
     @property
     def totals(self) -> Totals:
         tokens = int(self.documents.lengths_B.sum()) + int(self.prompts.lengths_B.sum())
-        return Totals(self.prompts.n_answer_tokens, len(self.document_T), tokens)
+        return Totals(self.prompts.n_answer_tokens, len(self.document_T), tokens, self.n_truncated)
 
     def to(self, device: torch.device) -> CompressionExamples:
-        return CompressionExamples(self.documents.to(device), self.document_T.to(device), self.prompts.to(device))
+        return CompressionExamples(
+            self.documents.to(device), self.document_T.to(device), self.prompts.to(device), self.n_truncated
+        )
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class CompressionCollator:
             TextBatch.from_ids([e.ids for e in encoded], tokenizer.pad_id),
             torch.tensor(document_T),
             _prompt_batch(prompts, tokenizer),
+            sum(encoded[i].truncated for i in document_T),
         )
 
 
@@ -87,7 +88,7 @@ class JointCollator:
             raise DataError(
                 "documents of the examples are not in the memory store",
                 got=f"{len(missing)} of one question, first: {missing[0]!r}",
-                hint="compress the corpus that the examples were made from, or use candidates.source = corpus",
+                hint="compress the corpus that the examples were made from",
             )
         return rows
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 class Interval:
     """Adds up steps; its metrics are means over them.
 
-    Loss and its parts are means over steps, recall is a mean over the questions whose positives are known.
+    Loss and its parts are means over steps, as is the share of documents that were cut (``truncated``, where there are
+    any); recall is a mean over the questions whose positives are known.
     """
 
     def __init__(self) -> None:
@@ -19,11 +20,11 @@ class Interval:
         self._sums: dict[str, float] = {}
         self._recall_sum = self._recall_count = 0.0
 
-    def add(self, losses: Mapping[str, float], recall_sum: float, recall_count: float, tokens: float) -> None:
+    def add(self, means: Mapping[str, float], recall_sum: float, recall_count: float, tokens: float) -> None:
         """Add one step, with numbers of the whole global batch."""
         self._n_steps += 1
         self._tokens += tokens
-        for name, value in losses.items():
+        for name, value in means.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._recall_sum += recall_sum
         self._recall_count += recall_count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from clara_dist.config.model import ClaraConfig
 from clara_dist.config.training import EngineConfig, StageConfig
 from clara_dist.data.examples import Example, examples_fingerprint, read_examples
 from clara_dist.data.order import ExampleOrder
-from clara_dist.errors import TrainingError
+from clara_dist.errors import DataError, TrainingError
 from clara_dist.training import checkpoint as checkpoints
 from clara_dist.training.batches import Batch, Totals, plan_step
 from clara_dist.training.collectives import Group
@@ -57,6 +57,7 @@ class StageRun:
             self.log.message(f"stage {self.key}: finished before, model in {done['output']}")
             return str(done["output"])
         examples = read_examples(self.stage.data, self.stage.stage)
+        _require_candidates(examples, self.stage)
         order = ExampleOrder(len(examples), self.stage.seed, self.stage.shuffle, examples_fingerprint(examples))
         self.log.message(f"stage {self.key}: {len(examples):,} examples from {self.stage.data}; loading the model")
         built = build_stage(self.stage, source, self.engine_config, self.group.device)
@@ -135,7 +136,7 @@ class StageRun:
         return [built.collate(mine[i : i + size], plan) for i in range(0, len(mine), size)]
 
     def _global_totals(self, micro_batches: Sequence[Batch]) -> Totals:
-        counts = [(t.answer_tokens, t.documents, t.tokens) for t in (batch.totals for batch in micro_batches)]
+        counts = [astuple(batch.totals) for batch in micro_batches]
         return Totals(*self.group.sum([sum(column) for column in zip(*counts, strict=True)]))
 
     def _add(self, interval: Interval, outputs: Sequence[StepOutput], totals: Totals, done: int) -> None:
@@ -151,7 +152,10 @@ class StageRun:
                 got=losses[0],
                 hint="lower the learning rate, or look at the examples of this step",
             )
-        interval.add(dict(zip(names, losses, strict=True)), recall_sum, recall_count, totals.tokens)
+        means = dict(zip(names, losses, strict=True))
+        if totals.truncated:
+            means["truncated"] = totals.truncated / totals.documents
+        interval.add(means, recall_sum, recall_count, totals.tokens)
 
     def _check_gradients(self, norms: dict[str, float], done: int) -> None:
         """A role without any gradient is not being trained: an error in the first step, said once later on."""
@@ -184,3 +188,17 @@ class StageRun:
         self.group.barrier()
         self.log.message(f"stage {self.key}: done, model in {output}")
         return str(output)
+
+
+def _require_candidates(examples: Sequence[Example], stage: StageConfig) -> None:
+    """An example with too few candidates is told before the first step, not at the unlucky one that draws K slots."""
+    if stage.stage != "joint" or stage.candidates.source == "corpus":
+        return
+    for example in examples:
+        if len(example.candidate_ids) < stage.top_k:
+            raise DataError(
+                f"a question of {stage.data} has fewer candidates than the stage reads documents",
+                got=f"{len(example.candidate_ids)} candidates of {example.question[:60]!r}",
+                expected=f"at least {stage.top_k} (top_k)",
+                hint="give it more candidates, lower top_k, or use candidates.source = corpus",
+            )

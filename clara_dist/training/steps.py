@@ -113,12 +113,8 @@ class JointStep(nn.Module):
         )
         nll_P = self.clara.answer_nll(batch.prompts, selection.memory_BKX.flatten(0, 1))
         loss = mean_answer_loss(nll_P, totals.answer_tokens)
-        return StepOutput(loss, {}, self._recalls(scores_BN, mask_BN, rows_BN, batch.positives_B))
-
-    def _recalls(
-        self, scores_BN: Tensor, mask_BN: Tensor, rows_BN: Tensor, positives_B: tuple[tuple[int, ...], ...]
-    ) -> list[float]:
-        if not any(positives_B):
-            return []
-        ranked_BK = rows_BN.gather(1, top_k(scores_BN, self.top_k, mask_BN))
-        return recall_at_k(ranked_BK, positives_B)
+        if not any(batch.positives_B):
+            return StepOutput(loss, {}, [])
+        # Recall is that of all K slots, also where the generator read fewer.
+        best_BK = selection.indices_BK if n_slots == self.top_k else top_k(scores_BN, self.top_k, mask_BN)
+        return StepOutput(loss, {}, recall_at_k(rows_BN.gather(1, best_BK), batch.positives_B))

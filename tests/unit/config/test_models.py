@@ -33,6 +33,7 @@ def test_clara_config_refuses(changes: dict[str, object]) -> None:
         {"stage": "joint"},
         {"stage": "compression", "optimizer": OptimizerConfig(name="muon")},
         {"stage": "compression", "steps": 0},
+        {"stage": "joint", "store": "s", "top_k": 3, "candidates": {"source": "corpus", "n": 2}},
     ],
 )
 def test_stage_config_refuses(changes: dict[str, object]) -> None:

@@ -89,6 +89,13 @@ def test_a_store_of_another_model_is_refused(make_joint_config: Any, make_config
         run(config)
 
 
+def test_too_few_candidates_are_told_before_the_first_step(make_joint_config: Any) -> None:
+    events: list[Any] = []
+    with pytest.raises(DataError, match=r"fewer candidates.*\n.*3 candidates of 'When was the lighthouse"):
+        run(make_joint_config("few", top_k=4), on_progress=events.append)
+    assert not events
+
+
 def test_candidates_that_the_store_lacks_are_named(make_joint_config: Any, joint_rows_path: str) -> None:
     rows = Path(joint_rows_path).read_text(encoding="utf-8")
     Path(joint_rows_path).write_text(rows.replace("The mill was", "A mill was"), encoding="utf-8")

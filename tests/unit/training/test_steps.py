@@ -16,6 +16,7 @@ from clara_dist.retrieval.bank import MemoryBank
 from clara_dist.store import MemoryStore
 from clara_dist.training.batches import StepPlan, Totals
 from clara_dist.training.collate import CompressionCollator, JointCollator, TextCollator
+from clara_dist.training.loop import run
 from clara_dist.training.steps import CompressionStep, JointStep
 
 PLAN = StepPlan(n_slots=1, from_corpus=False)
@@ -112,6 +113,8 @@ def test_joint_loss_reads_the_best_of_each_ragged_candidate_list(
     torch.testing.assert_close(output.loss, torch.cat(nlls).mean(), rtol=1e-5, atol=0)
     assert output.recalls == recalls
     assert 0 < sum(recalls) < len(recalls)
+    fewer = collate(examples, PLAN)  # one slot is read, recall is still that of the best two
+    assert step(fewer, fewer.totals).recalls == recalls
 
 
 def test_joint_gradients_reach_reasoner_and_generator_alone(
@@ -159,4 +162,13 @@ def test_totals_count_distinct_documents_and_no_padding(clara: Clara, rows_path:
     tokens = sum(len(tokenizer.encode_text(text).ids) for text in distinct)
     tokens += sum(len(prompt.prompt_ids) + len(prompt.answer_ids) for prompt in prompts)
     answers = sum(len(prompt.answer_ids) for prompt in prompts)
-    assert CompressionCollator(tokenizer)(examples, PLAN).totals == Totals(answers, 11, tokens)
+    assert CompressionCollator(tokenizer)(examples, PLAN).totals == Totals(answers, 11, tokens, truncated=0)
+
+
+def test_documents_that_are_cut_are_counted_by_slot_and_reported(make_config: Any, rows_path: str) -> None:
+    rows = Path(rows_path).read_text(encoding="utf-8")
+    Path(rows_path).write_text(rows.replace("The lighthouse was", "The lighthouse " * 30 + "was"), encoding="utf-8")
+    events: list[Any] = []
+    run(make_config("cut", steps=1, batch_size=8), on_progress=events.append)
+    (metrics,) = [event.metrics for event in events if event.step]
+    assert metrics["truncated"] == pytest.approx(4 / 11)  # read four times, twice of them by its own row
