@@ -32,7 +32,7 @@ class Encoded:
 
     Attributes:
         memory_BMD: Last hidden states, after the final norm, at the memory positions; not normalised.
-        text_mean_BD: Mean of the hidden states at the text positions (frame tokens included), if asked for.
+        text_mean_BD: fp32 mean of the hidden states at the text positions (frame tokens included), if asked for.
     """
 
     memory_BMD: Tensor
@@ -249,7 +249,13 @@ class Clara(nn.Module):
         return torch.where(is_added.unsqueeze(-1), added, known)
 
     def body(self, embeds_BLD: Tensor) -> Tensor:
-        """Hidden states ``[B, L, D]`` after the final norm; causal, no LM head, no cache, under the active role."""
+        """Hidden states ``[B, L, D]`` after the final norm; causal, no LM head, no cache, under the active role.
+
+        Raises:
+            ModelError: No role is active. PEFT would run whichever ran last.
+        """
+        if self.roles.active is None:
+            raise ModelError("no role is active", hint="call it inside `with clara.role(...)`")
         return self.base.base_model(inputs_embeds=embeds_BLD, use_cache=False).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -277,7 +283,8 @@ class Clara(nn.Module):
         if not with_text_mean:
             return Encoded(memory_BMD, None)
         is_text_BL = torch.arange(hidden_BLD.shape[1], device=starts_B.device) < starts_B.unsqueeze(1)
-        text_sum_BD = (hidden_BLD * is_text_BL.unsqueeze(-1)).sum(1)
+        # In fp32: a sum over hundreds of states can leave fp16's range.
+        text_sum_BD = (hidden_BLD * is_text_BL.unsqueeze(-1)).sum(1, dtype=torch.float32)
         return Encoded(memory_BMD, text_sum_BD / starts_B.unsqueeze(1))
 
     def splice(self, ids_BL: Tensor, memory_index_S: Tensor, memory_TMD: Tensor | None) -> Tensor:

@@ -31,9 +31,8 @@ class RoleSwitch:
             raise ModelError("this PEFT keeps its active adapter elsewhere", hint="install the pinned version of peft")
         self._roles = set(self._layers[0].lora_A)
         self._active: Role | None = None
-        # Roles whose weights are part of the base matrices: they run with no LoRA at all.
+        # The role whose weights are part of the base matrices: it runs with no LoRA at all.
         self._in_base: Role | None = None
-        self._only_in_base = False
 
     @property
     def active(self) -> Role | None:
@@ -44,7 +43,7 @@ class RoleSwitch:
         """Run the body's forward passes as ``role`` (None: leave the choice as it is).
 
         Raises:
-            ModelError: The model does not have the role, or another role was merged into the base.
+            ModelError: The model does not have the role, or lost it when another one was merged into the base.
         """
         previous = self._active
         self._activate(role)
@@ -58,10 +57,7 @@ class RoleSwitch:
             self._active = role
             return
         if role != self._in_base:
-            if self._only_in_base:
-                raise ModelError(f"cannot run as {role}: {self._in_base} was merged into the base weights")
-            if role not in self._roles:
-                raise ModelError(f"this model has no {role}", got=f"roles {sorted(self._roles)}")
+            self._require(role)
         for layer in self._layers:
             layer._active_adapter = [role]
             layer._disable_adapters = role == self._in_base
@@ -89,8 +85,7 @@ class RoleSwitch:
         for layer in self._layers:
             layer.get_base_layer().weight += layer.get_delta_weight(role)
             _delete_adapters(layer, keep=None)
-        self._in_base, self._only_in_base = role, True
-        self._roles.clear()
+        self._in_base, self._roles = role, set()
 
     @torch.no_grad()
     def fuse(self, merged: Role, kept: Role) -> None:
@@ -101,8 +96,7 @@ class RoleSwitch:
         the other, one short pass per question, pays rank 2r. Roles other than the two are dropped.
         """
         self._require_unmerged(merged)
-        if kept not in self._roles:
-            raise ModelError(f"this model has no {kept}", got=f"roles {sorted(self._roles)}")
+        self._require(kept)
         for layer in self._layers:
             layer.get_base_layer().weight += layer.get_delta_weight(merged)
             down = torch.cat([layer.lora_A[kept].weight, layer.lora_A[merged].weight])
@@ -117,9 +111,19 @@ class RoleSwitch:
     def _require_unmerged(self, role: Role) -> None:
         if self._in_base is not None:
             raise ModelError(f"{self._in_base} is part of the base weights already")
-        if role not in self._roles:
-            raise ModelError(f"this model has no {role}", got=f"roles {sorted(self._roles)}")
+        self._require(role)
         self._active = None
+
+    def _require(self, role: Role) -> None:
+        if role in self._roles:
+            return
+        if self._in_base is None:
+            raise ModelError(f"this model has no {role}", got=f"roles {sorted(self._roles)}")
+        raise ModelError(
+            f"this model has no {role} any more: {self._in_base} was merged into the base weights",
+            got=f"roles {sorted(self._roles | {self._in_base})}",
+            hint="load the model again",
+        )
 
 
 def _delete_adapters(layer: LoraLayer, keep: Role | None) -> None:
