@@ -66,8 +66,9 @@ def import_apple(
     )
     base = base_models.load_base(base_model, revision=None, dtype=dtype, device=device)
     tokenizer = ClaraTokenizer(base_models.load_tokenizer(base_model), config, base_models.stop_ids(base))
-    rows = _added_rows(matrices["model.embed_tokens.weight"], base.get_input_embeddings().weight, tokenizer, "input")
-    head = _added_rows(matrices["lm_head.weight"], base.get_output_embeddings().weight, tokenizer, "output")
+    embeddings, lm_head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
+    rows = _added_rows(matrices, "model.embed_tokens.weight", embeddings, tokenizer)
+    head = _added_rows(matrices, "lm_head.weight", lm_head, tokenizer)
     clara = Clara(config, base, tokenizer, rows[:-3], rows[-3:], head, base_model)
     for adapter, role in ROLE_OF_ADAPTER.items():
         if adapter in adapters:
@@ -109,19 +110,22 @@ def _target_modules(adapters: dict[str, dict[str, Tensor]]) -> tuple[str, ...]:
     return tuple(sorted({match[1] for match in matches if match is not None}))
 
 
-def _added_rows(matrix: Tensor, base: Tensor, tokenizer: ClaraTokenizer, which: str) -> Tensor:
+def _added_rows(matrices: dict[str, Tensor], name: str, base: Tensor, tokenizer: ClaraTokenizer) -> Tensor:
     """The rows behind the base's vocabulary; the rest must be the base's own."""
+    if name not in matrices:
+        raise CheckpointError("the checkpoint lacks an embedding matrix", got=sorted(matrices), expected=name)
+    matrix = matrices[name]
     first, n_added = tokenizer.first_memory_id, tokenizer.n_added_tokens
     if matrix.shape != (first + n_added, base.shape[1]):
         raise CheckpointError(
-            f"the checkpoint's {which} embeddings do not fit the base model",
+            f"the checkpoint's {name} does not fit the base model",
             got=tuple(matrix.shape),
             expected=(first + n_added, base.shape[1]),
             hint="check the base model, or different_mem_tokens in the checkpoint's config.json",
         )
     if not torch.equal(matrix[:first].to(base.dtype), base[:first].cpu()):
         raise CheckpointError(
-            f"the checkpoint's {which} embeddings of known tokens are not the base model's",
+            f"the checkpoint's {name} of known tokens is not the base model's",
             hint="pass the base model that the checkpoint was trained on",
         )
     return matrix[first:].float().clone()
