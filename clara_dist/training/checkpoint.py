@@ -51,6 +51,8 @@ class Checkpoint:
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint beside its place and rename it; then drop all but the ``keep`` newest. For rank 0."""
     directory.mkdir(parents=True, exist_ok=True)
+    for unfinished in directory.glob(".step-*"):  # of a writer that was killed; nobody else writes here
+        shutil.rmtree(unfinished)
     target = directory / f"step-{checkpoint.step:08d}"
     staging = directory / f".{target.name}.{uuid.uuid4().hex[:8]}"
     staging.mkdir()

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clara_dist.errors import TrainingError
+
 
 @dataclass(frozen=True)
 class Group:
@@ -63,8 +65,15 @@ def current_group(use_gpu: bool | None = None) -> Group:
 
     Args:
         use_gpu: None means: if this process sees one.
+
+    Raises:
+        TrainingError: A GPU was asked for, and there is none.
     """
     device = torch.device("cpu")
+    if use_gpu and not torch.cuda.is_available():
+        raise TrainingError(
+            "this worker sees no GPU", got="use_gpu = true", hint="set use_gpu to false, or leave it out"
+        )
     if torch.cuda.is_available() if use_gpu is None else use_gpu:
         # Workers of one node may see all of its GPUs, or each its own alone.
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

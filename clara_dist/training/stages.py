@@ -109,7 +109,8 @@ def _new_base(base_dir: Path, seed: int, dtype: Dtype) -> PreTrainedModel:
         raise ModelError(f"{base_dir} has no config.json of a causal LLM", got=error) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config)
+        # The engine decides what it trains in; config.json may name the type that a published model is stored in.
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _clara_stage(

@@ -40,6 +40,12 @@ def test_a_writer_that_dies_leaves_the_last_checkpoint(tmp_path: Path, monkeypat
     assert load_checkpoint(tmp_path / "step-00000001").step == 1
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000002.abcd1234").mkdir()
+    save_checkpoint(tmp_path, checkpoint(2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
 def test_settings_that_differ_are_named_with_both_values() -> None:
     with pytest.raises(CheckpointError) as caught:
         require_same({"stage": {"seed": 1, "lr": 0.1}}, {"stage": {"seed": 2, "lr": 0.1}, "store": "x"}, Path("run"))
