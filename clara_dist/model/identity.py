@@ -15,7 +15,7 @@ _CHUNK_BYTES = 1 << 22
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in order of name."""
+    """sha256 over names, shapes and fp32 values, in order of name: equal weights of another dtype are the same."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().float().cpu().contiguous()

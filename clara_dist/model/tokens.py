@@ -149,10 +149,10 @@ class ClaraTokenizer:
         return self._with_answer(task, None, {"question": question, "text": "\n".join(texts)}, answer)
 
     def text_span(self, prompt_ids: Sequence[int], texts: Sequence[str]) -> tuple[int, int]:
-        """Where the documents stand in a text prompt, as ``[start, end)``; tokens that straddle its edges are left out.
+        """Where the documents stand in a text prompt, as ``[start, end)``.
 
         Raises:
-            TokenizationError: The prompt does not contain the documents' tokens as one run.
+            TokenizationError: The prompt does not contain the documents' tokens as one run: one straddles an edge.
         """
         text_ids = self._plain.encode("\n".join(texts))
         for start in range(len(prompt_ids) - len(text_ids) + 1):
