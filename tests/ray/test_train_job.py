@@ -67,7 +67,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_its_checkpoint(
 
     alone = run(make_config(tmp_path, tiny_base_dir, "alone", **length).model_copy(update={"workers": 1}))
     expected, got = weights_of(alone["compression"]), weights_of(outputs["compression"])
-    # Two workers and a restart against one: the order of summation, measured 1e-7 absolute.
+    # Two workers and a restart against one: the order of summation, measured 2e-7 absolute.
     for name, tensor in expected.items():
         torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-6)
 
