@@ -9,6 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -90,6 +92,10 @@ def build_base(family: str, vocab_size: int) -> PreTrainedModel:
         return Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=2, head_dim=8, **shared, **wide))
     if family == "phi3":
         return Phi3ForCausalLM(Phi3Config(num_key_value_heads=2, **shared, **wide))
+    if family == "gemma3":
+        layers = ["sliding_attention", "full_attention"]
+        gemma3 = Gemma3TextConfig(num_key_value_heads=2, head_dim=8, sliding_window=8, layer_types=layers, **shared)
+        return Gemma3ForCausalLM(gemma3)
     if family == "gemma2":
         return Gemma2ForCausalLM(Gemma2Config(num_key_value_heads=2, head_dim=8, **shared, **wide))
     raise ValueError(family)

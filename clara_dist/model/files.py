@@ -41,7 +41,9 @@ def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, 
     base = base_models.load_base(config.base_model, revision=config.base_revision, dtype=dtype, device=device)
     hf = base_models.load_tokenizer(config.base_model, revision=config.base_revision)
     tokenizer = ClaraTokenizer(hf, config, base_models.stop_ids(base))
-    embeddings = base.get_input_embeddings().weight.detach()[: tokenizer.first_memory_id].float()
+    # Through the module, not its weight: Gemma 3 scales what it looks up by sqrt(D).
+    known_ids = torch.arange(tokenizer.first_memory_id, device=base.device)
+    embeddings = base.get_input_embeddings()(known_ids).detach().float()
     n_rows = tokenizer.n_added_tokens
     # LoRA's A is drawn from the global generator by PEFT; both draws are repeatable from the one seed.
     with torch.random.fork_rng(devices=[]):

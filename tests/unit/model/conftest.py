@@ -12,7 +12,7 @@ from tiny_models import build_base, build_tokenizer
 def base_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One saved base per family, tokenizer included."""
     found = {}
-    for family in ("mistral", "llama-tied", "qwen3", "phi3", "gemma2"):
+    for family in ("mistral", "llama-tied", "qwen3", "phi3", "gemma2", "gemma3"):
         path = tmp_path_factory.mktemp(family) / "base"
         tokenizer = build_tokenizer("bytelevel" if family in ("mistral", "qwen3") else "metaspace-first")
         build_base(family, len(tokenizer)).save_pretrained(path)

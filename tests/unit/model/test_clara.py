@@ -174,7 +174,7 @@ def test_merge_and_fuse_are_the_same_functions(config: ClaraConfig) -> None:
             fused.encode("compressor", batch)
 
 
-@pytest.mark.parametrize("family", ["mistral", "llama-tied", "qwen3", "phi3", "gemma2"])
+@pytest.mark.parametrize("family", ["mistral", "llama-tied", "qwen3", "phi3", "gemma2", "gemma3"])
 def test_every_family_trains_saves_and_loads(family: str, base_dirs: dict[str, str], tmp_path: Path) -> None:
     clara = Clara.from_base(ClaraConfig(base_model=base_dirs[family], n_memory_tokens=2, doc_max_tokens=32))
     randomize_adapters(clara)
@@ -270,6 +270,17 @@ def test_a_missing_role_is_an_error(config: ClaraConfig) -> None:
         clara.encode("query_reasoner", text_batch(clara, TEXT[:1]))
     with pytest.raises(ModelError, match="query_reasoner"):
         clara.set_trainable(["query_reasoner"], memory_embeddings=False)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_new_memory_rows_are_as_long_as_the_embeddings_that_the_layers_read(
+    family: str, base_dirs: dict[str, str]
+) -> None:
+    """Gemma 3 scales its embeddings by sqrt(D) as it looks them up: 5.7 here, 62 at D 3840."""
+    clara = Clara.from_base(ClaraConfig(base_model=base_dirs[family], n_memory_tokens=24, doc_max_tokens=24))
+    read_LD = clara.embed(torch.arange(4, 200)[None])[0]
+    ratio = clara.memory_rows.norm(dim=1).mean() / read_LD.norm(dim=1).mean()
+    assert 0.8 < ratio < 1.25  # of 24 rows of 32 values: 1 +- 0.03
 
 
 def test_the_same_seed_gives_the_same_model(config: ClaraConfig) -> None:
