@@ -21,6 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from clara_dist.client import Client
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.paths import absolute, absolute_base
+from clara_dist.distributed.resources import require_room
 from clara_dist.distributed.serve_engine import Engine
 from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_ingress import Ingress
@@ -52,9 +53,7 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
             "store": absolute(config.store),
         }
     )
-    device = config.device
-    if device == "auto":
-        device = "cuda" if ray.is_initialized() and cluster_has_gpus() else "cpu"
+    device = _device(config)
     retriever = serve.deployment(
         Retriever,
         num_replicas=config.retriever_replicas,
@@ -79,6 +78,12 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
     ).bind(config, engine)
+
+
+def _device(config: ServeConfig) -> str:
+    if config.device != "auto":
+        return config.device
+    return "cuda" if ray.is_initialized() and cluster_has_gpus() else "cpu"
 
 
 def deploy(config: ServeConfig, *, name: str = APP_NAME, route_prefix: str = "/") -> None:
@@ -130,12 +135,14 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
 
     Raises:
         ConfigError: Model or store is not there, the port is taken, or an API key is missing.
-        ClusterError: Serve runs there already, or a deployment cannot start.
+        ClusterError: A local Ray has no room for the engine, Serve runs there already, or a deployment cannot start.
     """
     ApiKeys.from_environment(config)
     _require_directories(config)
     _require_free_port(config)
     with connect(address):
+        gpus = config.engine_gpus if _device(config) == "cuda" else 0
+        require_room({"CPU": config.engine_cpus, "GPU": gpus}, config.engine_replicas, "the engine")
         if _serve_is_running():
             raise ClusterError("Serve runs on this cluster already", hint="deploy to it with: serve deploy YAML")
         # What Serve says of itself on the console: warnings only.

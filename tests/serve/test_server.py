@@ -207,6 +207,17 @@ def test_a_store_of_another_model_is_refused_by_the_name_of_the_field(
     assert "Traceback" not in message
 
 
+def test_an_engine_that_this_machine_cannot_hold_is_refused_at_once(server: str, serve_config: ServeConfig) -> None:
+    from clara_dist.distributed.serve_app import serving
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = serve_config.model_copy(update={"engine_cpus": 1000, "port": port})
+    with pytest.raises(ClusterError, match="no room for the engine"), serving(config):
+        raise AssertionError("unreachable")
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
