@@ -29,11 +29,11 @@ def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_clara_dir(tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory (M = 3, random adapters) on the tiny base. Shared: read it, never write into it."""
     from clara_dist.config import ClaraConfig, LoraSettings
-    from clara_dist.model import Clara
+    from clara_dist.model import ClaraModel
     from tiny_models import randomize_adapters
 
     config = ClaraConfig(base_model=str(tiny_base_dir), n_memory_tokens=3, doc_max_tokens=24, lora=LoraSettings(r=4))
-    clara = Clara.from_base(config)
+    clara = ClaraModel.from_base(config)
     randomize_adapters(clara)
     path = tmp_path_factory.mktemp("clara") / "model"
     clara.save_pretrained(path)

@@ -15,7 +15,7 @@ from clara_dist.data.documents import Document
 from clara_dist.distributed.compress_scan import MetadataCheck, UnitWork
 from clara_dist.errors import ClusterError, CorruptStoreError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.manifest import ShardInfo
 from clara_dist.store.schema import StoreSchema
@@ -72,9 +72,9 @@ def shard_name(fingerprint: Fingerprint, config: CompressConfig, work: UnitWork)
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
-def load_model(config: CompressConfig, device: str) -> Clara:
+def load_model(config: CompressConfig, device: str) -> ClaraModel:
     """The job's model."""
-    return Clara.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
+    return ClaraModel.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
 
 
 def identify_model(config: CompressConfig) -> ModelIdentity:

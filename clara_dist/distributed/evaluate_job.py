@@ -19,7 +19,7 @@ from clara_dist.evaluation import Bm25Ranker, EvaluationReport, LatentRanker
 from clara_dist.evaluation import evaluate as compare
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.retrieval.search import ExactSearcher
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
@@ -87,7 +87,7 @@ def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationRep
     torch.set_num_threads(config.threads)
     questions = read_questions(config.questions)
     store = MemoryStore.open(config.store, config.store_version)
-    clara = Clara.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
+    clara = ClaraModel.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
     store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), f"the model {config.model}")
     texts = [question.question for question in questions]
     reasoner = Reasoner(clara)

@@ -12,7 +12,7 @@ from clara_dist.config.serve import ServeConfig
 from clara_dist.errors import RequestError
 from clara_dist.inference.generator import GeneratedText, Generator
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.model.identity import hash_tensors
 from clara_dist.store.fingerprint import Fingerprint
 
@@ -33,7 +33,9 @@ class ServedModel:
     """
 
     def __init__(self, config: ServeConfig, device: str) -> None:
-        clara = Clara.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
+        clara = ClaraModel.from_pretrained(
+            config.model, base_model=config.base_model, dtype=config.dtype, device=device
+        )
         self.fingerprint = Fingerprint(clara.fingerprint_fields())
         digest = hashlib.sha256(self.fingerprint.digest.encode())
         for role in ("query_reasoner", "generator"):

@@ -10,7 +10,7 @@ import torch
 
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.retrieval.search import ExactSearcher
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
@@ -52,7 +52,7 @@ class LocalPipeline:
         FingerprintMismatchError: Another model wrote the store.
     """
 
-    def __init__(self, clara: Clara, store: MemoryStore) -> None:
+    def __init__(self, clara: ClaraModel, store: MemoryStore) -> None:
         store.require_fingerprint(Fingerprint(clara.fingerprint_fields()))
         self.store = store
         self.reasoner = Reasoner(clara)

@@ -10,7 +10,7 @@ import torch
 
 from clara_dist.inference.buckets import length_buckets
 from clara_dist.model.batch import TextBatch
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.store.fingerprint import Fingerprint
 
 
@@ -43,7 +43,7 @@ class DocumentCompressor:
         fingerprint: Identity of what it writes; a store of another one must not be mixed with it.
     """
 
-    def __init__(self, clara: Clara, max_batch_tokens: int = 16_384) -> None:
+    def __init__(self, clara: ClaraModel, max_batch_tokens: int = 16_384) -> None:
         self.clara = clara
         self.max_batch_tokens = max_batch_tokens
         # Merging drops the adapter that the fingerprint hashes.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DecodingBatch:
     The role is entered per forward pass: a consumer of a stream may run the reasoner between two steps.
     """
 
-    def __init__(self, clara: Clara, padded: LeftPadded) -> None:
+    def __init__(self, clara: ClaraModel, padded: LeftPadded) -> None:
         self.clara = clara
         self.padded = padded
         self.mask_BL = padded.mask_BL.to(clara.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from clara_dist.errors import ModelError, TokenizationError
 from clara_dist.inference.buckets import length_buckets
 from clara_dist.inference.decoding import DecodingBatch, left_padded
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 
 FinishReason = Literal["stop", "length"]
 
@@ -57,7 +57,7 @@ class Generator:
     """Batched decoding with a KV cache.
 
     Prompts are left-padded, the LM head runs on the last position only, and a row that has finished leaves the batch,
-    cache included. The same instance of `Clara` may serve a `Reasoner`, though not at the same time.
+    cache included. The same instance of `ClaraModel` may serve a `Reasoner`, though not at the same time.
 
     Args:
         clara: A model with a generator.
@@ -65,7 +65,7 @@ class Generator:
             cache.
     """
 
-    def __init__(self, clara: Clara, max_batch_tokens: int = 65_536) -> None:
+    def __init__(self, clara: ClaraModel, max_batch_tokens: int = 65_536) -> None:
         self.clara = clara
         self.max_batch_tokens = max_batch_tokens
         clara.eval()
@@ -226,7 +226,7 @@ class _Sampler:
 class _GrowingText:
     """Decodes a row's ids as they come; text that a later token may still change is held back."""
 
-    def __init__(self, clara: Clara) -> None:
+    def __init__(self, clara: ClaraModel) -> None:
         self.decode = clara.tokenizer.decode
         self.ids: list[int] = []
         self.emitted = ""

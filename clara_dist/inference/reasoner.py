@@ -9,7 +9,7 @@ import torch
 
 from clara_dist.inference.buckets import length_buckets
 from clara_dist.model.batch import TextBatch
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 
 
 class Reasoner:
@@ -20,7 +20,7 @@ class Reasoner:
         max_batch_tokens: Upper bound of the tokens of one forward pass, padding included.
     """
 
-    def __init__(self, clara: Clara, max_batch_tokens: int = 16_384) -> None:
+    def __init__(self, clara: ClaraModel, max_batch_tokens: int = 16_384) -> None:
         self.clara = clara
         self.max_batch_tokens = max_batch_tokens
         clara.eval()

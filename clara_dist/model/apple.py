@@ -18,7 +18,7 @@ from torch import Tensor
 from clara_dist.config.model import ClaraConfig, Dtype, LoraSettings, Role
 from clara_dist.errors import CheckpointError
 from clara_dist.model import base as base_models
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.model.files import load_role
 from clara_dist.model.tokens import ClaraTokenizer
 
@@ -32,7 +32,7 @@ _LORA_KEY = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]
 
 def import_apple(
     path: str | Path, base_model: str, *, dtype: Dtype = "float32", device: str | torch.device = "cpu"
-) -> Clara:
+) -> ClaraModel:
     """Read a published checkpoint.
 
     Args:
@@ -69,7 +69,7 @@ def import_apple(
     embeddings, lm_head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
     rows = _added_rows(matrices, "model.embed_tokens.weight", embeddings, tokenizer)
     head = _added_rows(matrices, "lm_head.weight", lm_head, tokenizer)
-    clara = Clara(config, base, tokenizer, rows[:-3], rows[-3:], head, base_model)
+    clara = ClaraModel(config, base, tokenizer, rows[:-3], rows[-3:], head, base_model)
     for adapter, role in ROLE_OF_ADAPTER.items():
         if adapter in adapters:
             load_role(clara, role, {_peft_key(key, adapter): t.float() for key, t in adapters[adapter].items()})

@@ -39,7 +39,7 @@ class Encoded:
     text_mean_BD: Tensor | None
 
 
-class Clara(nn.Module):
+class ClaraModel(nn.Module):
     """The model. Nothing here knows of a cluster.
 
     Build it with `from_base` or `from_pretrained`. It is frozen until `set_trainable` is called.
@@ -84,7 +84,7 @@ class Clara(nn.Module):
     @classmethod
     def from_base(
         cls, config: ClaraConfig, *, dtype: Dtype = "float32", device: str | torch.device = "cpu", seed: int = 0
-    ) -> Clara:
+    ) -> ClaraModel:
         """A new model on ``config.base_model``: LoRA B = 0, memory rows drawn like the base's own embeddings.
 
         Raises:
@@ -102,7 +102,7 @@ class Clara(nn.Module):
         base_model: str | None = None,
         dtype: Dtype = "float32",
         device: str | torch.device = "cpu",
-    ) -> Clara:
+    ) -> ClaraModel:
         """Load a model directory; ``base_model`` overrides where its base LLM is.
 
         Raises:
@@ -185,7 +185,7 @@ class Clara(nn.Module):
 
     _trained: frozenset[Role] = frozenset()
 
-    def train(self, mode: bool = True) -> Clara:
+    def train(self, mode: bool = True) -> ClaraModel:
         """Training mode; the LoRA dropout of frozen roles stays off."""
         super().train(mode)
         for name, module in self.peft.named_modules():

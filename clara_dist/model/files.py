@@ -28,7 +28,7 @@ from torch import Tensor
 from clara_dist.config.model import ClaraConfig, Dtype
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.model.tokens import ClaraTokenizer
 
 CONFIG_FILE = "config.json"
@@ -36,8 +36,8 @@ ROWS_FILE = "memory_embeddings.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
-def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, seed: int) -> Clara:
-    """See `Clara.from_base`."""
+def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, seed: int) -> ClaraModel:
+    """See `ClaraModel.from_base`."""
     base = base_models.load_base(config.base_model, revision=config.base_revision, dtype=dtype, device=device)
     hf = base_models.load_tokenizer(config.base_model, revision=config.base_revision)
     tokenizer = ClaraTokenizer(hf, config, base_models.stop_ids(base))
@@ -49,11 +49,11 @@ def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         rows = embeddings.mean(0) + embeddings.std(0) * torch.randn(n_rows, embeddings.shape[1]).to(embeddings.device)
-        return Clara(config, base, tokenizer, rows[:-3], rows[-3:], None, config.base_model).to(device)
+        return ClaraModel(config, base, tokenizer, rows[:-3], rows[-3:], None, config.base_model).to(device)
 
 
-def load_model(path: Path, *, base_model: str | None, dtype: Dtype, device: str | torch.device) -> Clara:
-    """See `Clara.from_pretrained`."""
+def load_model(path: Path, *, base_model: str | None, dtype: Dtype, device: str | torch.device) -> ClaraModel:
+    """See `ClaraModel.from_pretrained`."""
     config = read_config(path)
     base_path = base_models.resolve_base(config.base_model, path, base_model)
     base = base_models.load_base(base_path, revision=config.base_revision, dtype=dtype, device=device)
@@ -67,13 +67,13 @@ def load_model(path: Path, *, base_model: str | None, dtype: Dtype, device: str 
     found = {name: tuple(tensor.shape) for name, tensor in rows.items()}
     if found != shapes:
         raise ModelError(f"{path / ROWS_FILE} does not fit the base model", got=found, expected=shapes)
-    clara = Clara(config, base, tokenizer, rows["memory"], rows["frame"], rows.get("head"), base_path)
+    clara = ClaraModel(config, base, tokenizer, rows["memory"], rows["frame"], rows.get("head"), base_path)
     for role in config.roles:
         load_role(clara, role, _read_tensors(path / role / ADAPTER_FILE))
     return clara.to(device)
 
 
-def load_role(clara: Clara, role: str, state: dict[str, Tensor]) -> None:
+def load_role(clara: ClaraModel, role: str, state: dict[str, Tensor]) -> None:
     """Put a role's weights in place; every tensor must find its place and every place its tensor."""
     expected = {name: tuple(t.shape) for name, t in clara.role_state(role).items()}  # type: ignore[arg-type]
     found = {name: tuple(t.shape) for name, t in state.items()}
@@ -87,8 +87,8 @@ def load_role(clara: Clara, role: str, state: dict[str, Tensor]) -> None:
     set_peft_model_state_dict(clara.peft, state, adapter_name=role)
 
 
-def save_model(clara: Clara, path: Path) -> None:
-    """See `Clara.save_pretrained`. Writes beside the target and renames, so a reader never sees half a model."""
+def save_model(clara: ClaraModel, path: Path) -> None:
+    """See `ClaraModel.save_pretrained`. Writes beside the target and renames, so a reader never sees half a model."""
     states = {role: clara.role_state(role) for role in clara.config.roles}
     # Whoever loads the model may stand in another directory, as every worker does.
     base = os.path.abspath(clara.base_path) if os.path.isdir(clara.base_path) else clara.config.base_model

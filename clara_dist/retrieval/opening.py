@@ -24,7 +24,7 @@ def open_bank(
 
     Args:
         store: Directory or URL.
-        model: Fingerprint fields of the model (`Clara.fingerprint_fields`).
+        model: Fingerprint fields of the model (`ClaraModel.fingerprint_fields`).
         where: As `MemoryBank` takes it.
         dtype: Type of the gathered memories.
         device: Where they go.

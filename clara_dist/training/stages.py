@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from clara_dist.config.model import ClaraConfig, Dtype, Role
 from clara_dist.config.training import EngineConfig, StageConfig
 from clara_dist.errors import ModelError, TrainingError
-from clara_dist.model import Clara, ClaraTokenizer
+from clara_dist.model import ClaraModel, ClaraTokenizer
 from clara_dist.model.base import load_base, load_tokenizer
 from clara_dist.model.files import replaced_directory
 from clara_dist.retrieval.opening import open_bank
@@ -117,9 +117,9 @@ def _clara_stage(
     stage: StageConfig, source: str | ClaraConfig, engine: EngineConfig, device: torch.device
 ) -> BuiltStage:
     if isinstance(source, str):
-        clara = Clara.from_pretrained(source, dtype=engine.dtype, device=device)
+        clara = ClaraModel.from_pretrained(source, dtype=engine.dtype, device=device)
     else:
-        clara = Clara.from_base(source, dtype=engine.dtype, device=device, seed=stage.seed)
+        clara = ClaraModel.from_base(source, dtype=engine.dtype, device=device, seed=stage.seed)
     identity = clara.fingerprint_fields()
     settings: dict[str, Any] = {"model": identity | {"lora": clara.config.lora.model_dump(mode="json")}}
     if stage.stage == "joint":

@@ -21,7 +21,7 @@ from clara_dist.core import (
     token_nll,
     top_k,
 )
-from clara_dist.model import Clara
+from clara_dist.model import ClaraModel
 from clara_dist.model.base import soft_cap
 from clara_dist.retrieval.bank import MemoryBank
 from clara_dist.training.batches import CompressionExamples, JointExamples, TextExamples, Totals
@@ -64,7 +64,7 @@ class BaseStep(nn.Module):
 class CompressionStep(nn.Module):
     """Answers from the memories of freshly compressed documents, with memories held near their text's states."""
 
-    def __init__(self, clara: Clara, mse_weight: float) -> None:
+    def __init__(self, clara: ClaraModel, mse_weight: float) -> None:
         super().__init__()
         self.clara = clara
         self.mse_weight = mse_weight
@@ -90,7 +90,7 @@ class JointStep(nn.Module):
     The answer loss is the only teacher. Memories come from the store and carry no gradient.
     """
 
-    def __init__(self, clara: Clara, bank: MemoryBank, stage: StageConfig) -> None:
+    def __init__(self, clara: ClaraModel, bank: MemoryBank, stage: StageConfig) -> None:
         super().__init__()
         self.clara = clara
         self.top_k = stage.top_k

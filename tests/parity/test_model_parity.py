@@ -18,7 +18,7 @@ from clara_dist.core.losses import mean_answer_loss, memory_alignment
 from clara_dist.core.selection import selection_matrix, straight_through_select, top_k
 from clara_dist.core.similarity import cosine_scores
 from clara_dist.inference.generator import Generator
-from clara_dist.model import Clara, PromptBatch, TextBatch
+from clara_dist.model import ClaraModel, PromptBatch, TextBatch
 from clara_dist.model.apple import import_apple
 
 DATA = Path(__file__).parent / "data"
@@ -30,7 +30,7 @@ REFERENCE_NAME = {
 
 
 @pytest.fixture
-def clara() -> Clara:
+def clara() -> ClaraModel:
     return import_apple(DATA / "clara_tiny", str(DATA / "base_tiny"))
 
 
@@ -48,11 +48,11 @@ def unpadded(ids_BL: Tensor, mask_BL: Tensor) -> list[list[int]]:
     return [ids[mask.bool()].tolist() for ids, mask in zip(ids_BL, mask_BL, strict=True)]
 
 
-def texts(clara: Clara, items: list[str]) -> TextBatch:
+def texts(clara: ClaraModel, items: list[str]) -> TextBatch:
     return TextBatch.from_ids([e.ids for e in clara.tokenizer.encode_texts(items)], clara.tokenizer.pad_id)
 
 
-def prompts(clara: Clara, task: str, k: int, pairs: list[tuple[str, str]]) -> PromptBatch:
+def prompts(clara: ClaraModel, task: str, k: int, pairs: list[tuple[str, str]]) -> PromptBatch:
     tokenizer = clara.tokenizer
     tokenized = [tokenizer.prompt_with_answer(task, k, question, answer) for question, answer in pairs]
     return PromptBatch.from_ids(
@@ -63,7 +63,7 @@ def prompts(clara: Clara, task: str, k: int, pairs: list[tuple[str, str]]) -> Pr
     )
 
 
-def gradients(clara: Clara) -> dict[str, Tensor]:
+def gradients(clara: ClaraModel) -> dict[str, Tensor]:
     """LoRA gradients under the reference's parameter names."""
     found = {}
     for name, parameter in clara.trainable_parameters().items():
@@ -74,7 +74,7 @@ def gradients(clara: Clara) -> dict[str, Tensor]:
     return found
 
 
-def assert_gradients(clara: Clara, tensors: dict[str, Tensor], norms: dict[str, float]) -> None:
+def assert_gradients(clara: ClaraModel, tensors: dict[str, Tensor], norms: dict[str, float]) -> None:
     ours = gradients(clara)
     listed = {k.removeprefix("grad."): v for k, v in tensors.items() if k.startswith("grad.") and "lora" in k}
     assert len(listed) == 8
@@ -86,7 +86,7 @@ def assert_gradients(clara: Clara, tensors: dict[str, Tensor], norms: dict[str, 
         assert ours[name].norm().item() == pytest.approx(norm, rel=1e-3), name
 
 
-def test_encoder_ids_and_truncation(clara: Clara, inputs: dict) -> None:
+def test_encoder_ids_and_truncation(clara: ClaraModel, inputs: dict) -> None:
     data = load_file(DATA / "compress.safetensors")
     documents = clara.tokenizer.encode_texts(inputs["documents"])
     assert [e.ids for e in documents] == unpadded(data["enc_input_ids"], data["enc_attention_mask"])
@@ -95,7 +95,7 @@ def test_encoder_ids_and_truncation(clara: Clara, inputs: dict) -> None:
     assert [e.ids for e in questions] == unpadded(data["query_input_ids"], data["query_attention_mask"])
 
 
-def test_memory_query_cosine_and_ranking(clara: Clara, inputs: dict) -> None:
+def test_memory_query_cosine_and_ranking(clara: ClaraModel, inputs: dict) -> None:
     data = load_file(DATA / "compress.safetensors")
     with torch.inference_mode():
         encoded = clara.encode("compressor", texts(clara, inputs["documents"]), with_text_mean=True)
@@ -113,7 +113,7 @@ def test_memory_query_cosine_and_ranking(clara: Clara, inputs: dict) -> None:
         assert (weights_BKN - data[f"topk_W_k{k}"]).abs().max() < 1e-5
 
 
-def test_merged_compressor_gives_the_same_memory(clara: Clara, inputs: dict) -> None:
+def test_merged_compressor_gives_the_same_memory(clara: ClaraModel, inputs: dict) -> None:
     data = load_file(DATA / "compress.safetensors")
     clara.merge("compressor")
     with torch.inference_mode():
@@ -131,7 +131,7 @@ def test_bfloat16_memory(inputs: dict) -> None:
     assert error < json.loads((DATA / "golden.json").read_text())["bf16_vs_fp32_memory_rel_err"]
 
 
-def test_stage_1_loss_and_gradients(clara: Clara, inputs: dict, golden: dict) -> None:
+def test_stage_1_loss_and_gradients(clara: ClaraModel, inputs: dict, golden: dict) -> None:
     data = load_file(DATA / "stage1.safetensors")
     question, answer = inputs["questions"], inputs["answers"]
     pair = [f"Question: {q}\nAnswer: {a}" for q, a in zip(question, answer, strict=True)]
@@ -155,7 +155,7 @@ def test_stage_1_loss_and_gradients(clara: Clara, inputs: dict, golden: dict) ->
     assert_gradients(clara, data, golden["stage1"]["param_grad_norm"])
 
 
-def test_instruct_loss_over_three_documents(clara: Clara, inputs: dict, golden: dict) -> None:
+def test_instruct_loss_over_three_documents(clara: ClaraModel, inputs: dict, golden: dict) -> None:
     batch = prompts(clara, "answer", 3, list(zip(inputs["questions"], inputs["answers"], strict=True)))
     with torch.inference_mode():
         memory_TMD = clara.encode("compressor", texts(clara, inputs["documents"])).memory_BMD
@@ -164,7 +164,7 @@ def test_instruct_loss_over_three_documents(clara: Clara, inputs: dict, golden: 
     assert nll_P.mean().item() == pytest.approx(golden["stage1_2"]["loss"], abs=1e-5)
 
 
-def test_joint_loss_and_gradients(clara: Clara, inputs: dict, golden: dict) -> None:
+def test_joint_loss_and_gradients(clara: ClaraModel, inputs: dict, golden: dict) -> None:
     data = load_file(DATA / "stage2.safetensors")
     with torch.inference_mode():
         memory_SMD = clara.encode("compressor", texts(clara, inputs["documents"])).memory_BMD
@@ -187,7 +187,7 @@ def test_joint_loss_and_gradients(clara: Clara, inputs: dict, golden: dict) -> N
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_greedy_answers(clara: Clara, inputs: dict, fused: bool) -> None:
+def test_greedy_answers(clara: ClaraModel, inputs: dict, fused: bool) -> None:
     golden_run = json.loads((DATA / "generate.json").read_text())["batch4_all12_k3"]
     with torch.inference_mode():
         memory_SMD = clara.encode("compressor", texts(clara, inputs["documents"])).memory_BMD

@@ -18,7 +18,7 @@ from clara_dist.distributed.compress_job import compress
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClusterError, ModelError, StoreError
 from clara_dist.inference.compressor import DocumentCompressor
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.store import MemoryStore, verify
 
 WORDS = ["rain", "gauges", "on", "the", "island", "are", "emptied", "at", "nine", "lighthouse", "Cape"]
@@ -67,7 +67,7 @@ def assert_whole(config: CompressConfig) -> None:
     store = MemoryStore.open(config.store)
     assert store.doc_ids(range(300)) == [f"d{i:03}" for i in range(300)]
     texts = [document.text for document in store.documents(range(300))]
-    serial = DocumentCompressor(Clara.from_pretrained(config.model)).compress([("", text) for text in texts])
+    serial = DocumentCompressor(ClaraModel.from_pretrained(config.model)).compress([("", text) for text in texts])
     # Two roundings to fp16 of fp32 values that differ by batching alone.
     np.testing.assert_allclose(store.take_memory(np.arange(300)), serial.memory_SMD, rtol=2**-10, atol=1e-5)
 

@@ -12,7 +12,7 @@ import torch
 
 from clara_dist.config.serve import LimitsConfig, ServeConfig
 from clara_dist.inference.compressor import DocumentCompressor
-from clara_dist.model import Clara
+from clara_dist.model import ClaraModel
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.schema import StoreSchema
 from clara_dist.store.writer import commit, write_shard
@@ -30,7 +30,7 @@ def write_store(tiny_clara_dir: Path) -> StoreMaker:
     random = torch.Generator().manual_seed(5)
     picks = [torch.randint(0, len(WORDS), (4 + i % 7,), generator=random).tolist() for i in range(N_DOCUMENTS)]
     texts = [" ".join(WORDS[j] for j in pick) + f" {i}" for i, pick in enumerate(picks)]
-    compressor = DocumentCompressor(Clara.from_pretrained(tiny_clara_dir))
+    compressor = DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir))
     made = compressor.compress([("", text) for text in texts])
     schema = StoreSchema(made.memory_SMD.shape[1], made.memory_SMD.shape[2])
 

@@ -19,7 +19,7 @@ from clara_dist.config.serve import ServeConfig
 from clara_dist.errors import ClusterError, OverloadedError, RequestError
 from clara_dist.inference.answering import LocalPipeline
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model import Clara
+from clara_dist.model import ClaraModel
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
 
@@ -38,7 +38,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_clara_dir: Path, store_dir: Path) -> LocalPipeline:
-    return LocalPipeline(Clara.from_pretrained(tiny_clara_dir), MemoryStore.open(store_dir))
+    return LocalPipeline(ClaraModel.from_pretrained(tiny_clara_dir), MemoryStore.open(store_dir))
 
 
 def post_all(url: str, bodies: list[dict[str, Any]], path: str = "/v1/answers") -> list[httpx.Response]:
@@ -65,7 +65,7 @@ def test_sources_equal_a_brute_force_ranking(server: str, tiny_clara_dir: Path, 
     store = MemoryStore.open(store_dir)
     memory_SX = store.take_memory(np.arange(N_DOCUMENTS)).reshape(N_DOCUMENTS, -1).astype(np.float64)
     memory_SX /= np.linalg.norm(memory_SX, axis=1, keepdims=True)
-    query_BX = Reasoner(Clara.from_pretrained(tiny_clara_dir)).query(QUESTIONS).astype(np.float64)
+    query_BX = Reasoner(ClaraModel.from_pretrained(tiny_clara_dir)).query(QUESTIONS).astype(np.float64)
     query_BX /= np.linalg.norm(query_BX, axis=1, keepdims=True)
     bodies = [{"question": question, "top_k": N_DOCUMENTS} for question in QUESTIONS]
     responses = post_all(server, bodies, "/v1/retrieve")
@@ -195,7 +195,7 @@ def test_a_store_of_another_model_is_refused_by_the_name_of_the_field(
 ) -> None:
     from clara_dist.distributed.serve_app import deploy
 
-    fields = dict(Clara.from_pretrained(tiny_clara_dir).fingerprint_fields())
+    fields = dict(ClaraModel.from_pretrained(tiny_clara_dir).fingerprint_fields())
     write_store(tmp_path / "store", Fingerprint(fields | {"compressor": "another"}))
     config = serve_config.model_copy(update={"store": str(tmp_path / "store")})
     with pytest.raises(ClusterError, match="the server cannot start") as caught:

@@ -101,7 +101,7 @@ def test_flags_win_over_the_file_and_overrides_over_flags(tmp_path: Path) -> Non
     path = tmp_path / "compress.yaml"
     path.write_text("corpus: [a.jsonl]\nmodel: m\nstore: s\nworkers: 2\nrows_per_shard: 7\n", encoding="utf-8")
     flags = {"corpus": ["b: c.jsonl", "#d"], "store": None, "workers": 3}
-    config = cli._resolve(CompressConfig, path, ["workers=4"], flags)
+    config = cli.resolve(CompressConfig, path, ["workers=4"], flags)
     assert config == CompressConfig(corpus=("b: c.jsonl", "#d"), model="m", store="s", workers=4, rows_per_shard=7)
 
 

@@ -16,7 +16,7 @@ from clara_dist.distributed.actor_pool import map_serially
 from clara_dist.distributed.compress_job import CompressReport, absolute_paths, run
 from clara_dist.distributed.compress_workers import ShardCompressor, identify_model
 from clara_dist.errors import DataError, FingerprintMismatchError, StoreError
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.store import MemoryStore, shard_names, verify
 
 WORDS = ["rain", "gauges", "on", "the", "island", "are", "emptied", "at", "nine"]
@@ -83,7 +83,7 @@ def test_every_document_arrives_in_order_with_its_own_memory(config: CompressCon
     assert [{"doc_id": d.doc_id, "title": d.title, "text": d.text, "metadata": d.metadata} for d in documents] == rows
     assert store.rows_where({"split": ("test",)}).tolist() == list(range(1, 25, 2))
     assert verify(config.store).ok
-    clara = Clara.from_pretrained(tiny_clara_dir)
+    clara = ClaraModel.from_pretrained(tiny_clara_dir)
     from clara_dist.model.batch import TextBatch
 
     for row in (0, 13, 24):
@@ -146,7 +146,7 @@ def test_other_corpus_needs_overwrite_and_keeps_what_is_equal(config: CompressCo
 
 def test_other_model_is_refused_by_field(config: CompressConfig, tmp_path: Path) -> None:
     compress(config)
-    clara = Clara.from_pretrained(config.model)
+    clara = ClaraModel.from_pretrained(config.model)
     clara.memory_rows.data += 1
     clara.save_pretrained(tmp_path / "other")
     with pytest.raises(FingerprintMismatchError, match="differ in: memory_embeddings"):
@@ -242,7 +242,7 @@ def test_corpus_that_changes_between_scan_and_compression(config: CompressConfig
 
 def test_worker_with_another_model_writes_nothing(config: CompressConfig, tmp_path: Path) -> None:
     identity = identify_model(config)
-    clara = Clara.from_pretrained(config.model)
+    clara = ClaraModel.from_pretrained(config.model)
     clara.memory_rows.data += 1
     clara.save_pretrained(tmp_path / "other")
     worker = ShardCompressor(changed(config, model=str(tmp_path / "other")), identity, "cpu")

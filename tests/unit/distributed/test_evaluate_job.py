@@ -13,7 +13,7 @@ from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.distributed.evaluate_job import FixedQueries, absolute_paths, evaluate_model
 from clara_dist.errors import DataError, FingerprintMismatchError
 from clara_dist.inference.compressor import DocumentCompressor
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.store import Fingerprint, StoreSchema, commit, write_shard
 
 TEXTS = [
@@ -28,7 +28,7 @@ TEXTS = [
 
 def build(path: Path, model: Path, fingerprint: Fingerprint | None = None) -> None:
     """The store that the model's compressor makes of TEXTS."""
-    clara = Clara.from_pretrained(model)
+    clara = ClaraModel.from_pretrained(model)
     fingerprint = fingerprint or Fingerprint(clara.fingerprint_fields())
     compressed = DocumentCompressor(clara).compress([("", text) for text in TEXTS])
     schema = StoreSchema(*compressed.memory_SMD.shape[1:])
@@ -79,7 +79,7 @@ def test_the_untrained_reasoner_is_the_compressor(config: EvaluateConfig) -> Non
 
 
 def test_another_models_store_is_refused(config: EvaluateConfig, tiny_clara_dir: Path, tmp_path: Path) -> None:
-    fields = Clara.from_pretrained(tiny_clara_dir).fingerprint_fields() | {"compressor": "another"}
+    fields = ClaraModel.from_pretrained(tiny_clara_dir).fingerprint_fields() | {"compressor": "another"}
     build(tmp_path / "other", tiny_clara_dir, Fingerprint(fields))
     with pytest.raises(FingerprintMismatchError, match="compressor"):
         evaluate_model(config.model_copy(update={"store": str(tmp_path / "other")}))

@@ -12,7 +12,7 @@ from clara_dist.evaluation import Bm25Ranker, LatentRanker, evaluate
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model import Clara
+from clara_dist.model import ClaraModel
 from clara_dist.retrieval import ExactSearcher
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.schema import StoreSchema
@@ -30,7 +30,7 @@ TEXTS = [
 
 @pytest.fixture
 def store(tiny_clara_dir: Path, tmp_path: Path) -> MemoryStore:
-    compressor = DocumentCompressor(Clara.from_pretrained(tiny_clara_dir))
+    compressor = DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir))
     compressed = compressor.compress([("", text) for text in TEXTS])
     schema = StoreSchema(*compressed.memory_SMD.shape[1:])
     table = schema.to_table(
@@ -48,7 +48,7 @@ def store(tiny_clara_dir: Path, tmp_path: Path) -> MemoryStore:
 
 
 def test_a_model_is_evaluated_on_its_store(tiny_clara_dir: Path, store: MemoryStore) -> None:
-    clara = Clara.from_pretrained(tiny_clara_dir)
+    clara = ClaraModel.from_pretrained(tiny_clara_dir)
     everything = tuple(f"d{i}" for i in range(len(TEXTS)))
     asked = ["When was the lighthouse built?", "What is on the roof?", "When does the ferry leave?"]
     generator = Generator(clara)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 
 
 @pytest.fixture
-def clara(tiny_clara_dir: Path) -> Clara:
+def clara(tiny_clara_dir: Path) -> ClaraModel:
     """A fresh model per test: merging changes it."""
-    return Clara.from_pretrained(tiny_clara_dir)
+    return ClaraModel.from_pretrained(tiny_clara_dir)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from clara_dist.inference.answering import LocalPipeline
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 from clara_dist.store import MemoryStore, StoreSchema, commit, write_shard
 
 QUESTIONS = ["Who built the lighthouse?", "rain gauges"]
@@ -21,7 +21,7 @@ QUESTIONS = ["Who built the lighthouse?", "rain gauges"]
 def store(
     tiny_clara_dir: Path, documents: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> MemoryStore:
-    compressor = DocumentCompressor(Clara.from_pretrained(tiny_clara_dir))
+    compressor = DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir))
     compressed = compressor.compress(documents)
     schema = StoreSchema(3, compressor.clara.hidden_size)
     table = schema.to_table(
@@ -39,7 +39,7 @@ def store(
 
 
 def test_answers_come_from_the_nearest_documents(
-    clara: Clara, store: MemoryStore, documents: list[tuple[str, str]]
+    clara: ClaraModel, store: MemoryStore, documents: list[tuple[str, str]]
 ) -> None:
     answers = LocalPipeline(clara, store).answer(QUESTIONS, top_k=3, max_tokens=6)
     memory_SX = torch.from_numpy(store.take_memory(np.arange(len(documents)))).float().flatten(1)
@@ -56,16 +56,16 @@ def test_answers_come_from_the_nearest_documents(
         assert all(seconds > 0 for seconds in answer.timings_s.values())
 
 
-def test_other_models_store_is_refused(clara: Clara, store: MemoryStore) -> None:
+def test_other_models_store_is_refused(clara: ClaraModel, store: MemoryStore) -> None:
     clara.memory_rows.data += 1
     with pytest.raises(FingerprintMismatchError, match="memory_embeddings"):
         LocalPipeline(clara, store)
 
 
-def test_more_sources_than_documents(clara: Clara, store: MemoryStore) -> None:
+def test_more_sources_than_documents(clara: ClaraModel, store: MemoryStore) -> None:
     with pytest.raises(RetrievalError, match="41"):
         LocalPipeline(clara, store).answer(QUESTIONS, top_k=41)
 
 
-def test_no_questions(clara: Clara, store: MemoryStore) -> None:
+def test_no_questions(clara: ClaraModel, store: MemoryStore) -> None:
     assert LocalPipeline(clara, store).answer([]) == []

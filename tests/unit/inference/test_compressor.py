@@ -11,10 +11,10 @@ from clara_dist.errors import ModelError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.batch import TextBatch
-from clara_dist.model.clara import Clara, Encoded
+from clara_dist.model.clara import ClaraModel, Encoded
 
 
-def one_by_one(clara: Clara, title: str, text: str) -> np.ndarray:
+def one_by_one(clara: ClaraModel, title: str, text: str) -> np.ndarray:
     """The plain road: one unpadded document, LoRA unmerged, fp32."""
     encoded = clara.tokenizer.encode_text(clara.tokenizer.document_text(title, text))
     with torch.no_grad():
@@ -22,10 +22,10 @@ def one_by_one(clara: Clara, title: str, text: str) -> np.ndarray:
 
 
 def test_bucketed_equals_one_by_one_in_input_order(
-    clara: Clara, tiny_clara_dir: Path, documents: list[tuple[str, str]]
+    clara: ClaraModel, tiny_clara_dir: Path, documents: list[tuple[str, str]]
 ) -> None:
     expected_SMD = np.stack([one_by_one(clara, *document) for document in documents])
-    compressor = DocumentCompressor(Clara.from_pretrained(tiny_clara_dir), max_batch_tokens=120)
+    compressor = DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir), max_batch_tokens=120)
     compressed = compressor.compress(documents)
     assert compressed.memory_SMD.dtype == np.float16
     # fp16 rounding is at most 2^-11 of the value; before it, merged and bucketed differ by rounding in fp32 alone.
@@ -38,7 +38,7 @@ def test_bucketed_equals_one_by_one_in_input_order(
 
 def test_buckets_change_nothing_but_rounding(tiny_clara_dir: Path, documents: list[tuple[str, str]]) -> None:
     """The same merged weights, before rounding to fp16."""
-    compressor = DocumentCompressor(Clara.from_pretrained(tiny_clara_dir))
+    compressor = DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir))
     seen: list[torch.Tensor] = []
     encode = compressor.clara.encode
 
@@ -63,18 +63,18 @@ def compressor_order(compressor: DocumentCompressor, documents: list[tuple[str, 
 
 
 def test_a_component_beyond_fp16_is_infinite_not_clipped(tiny_clara_dir: Path) -> None:
-    clara = Clara.from_pretrained(tiny_clara_dir)
+    clara = ClaraModel.from_pretrained(tiny_clara_dir)
     with torch.no_grad():
         clara.base.base_model.norm.weight.fill_(1e6)
     assert np.isinf(DocumentCompressor(clara).compress([("", "The island")]).memory_SMD).any()
 
 
 def test_no_documents(tiny_clara_dir: Path) -> None:
-    assert DocumentCompressor(Clara.from_pretrained(tiny_clara_dir)).compress([]).memory_SMD.shape == (0, 3, 32)
+    assert DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir)).compress([]).memory_SMD.shape == (0, 3, 32)
 
 
 def test_afterwards_the_model_only_compresses(tiny_clara_dir: Path) -> None:
-    clara = Clara.from_pretrained(tiny_clara_dir)
+    clara = ClaraModel.from_pretrained(tiny_clara_dir)
     DocumentCompressor(clara)
     with pytest.raises(ModelError, match="query_reasoner"):
         Reasoner(clara).query(["Who?"])

@@ -8,19 +8,19 @@ import torch
 from clara_dist.errors import ModelError, TokenizationError
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 
 QUESTIONS = ["Who built the lighthouse at Cape Merrow?", "rain", "Ada Tolliver, an engineer.", "rain gauges"]
 
 
 @pytest.fixture
-def memories(clara: Clara) -> list[torch.Tensor]:
+def memories(clara: ClaraModel) -> list[torch.Tensor]:
     """Ragged: 2, 1, 0 and 3 documents."""
     random = torch.Generator().manual_seed(5)
     return [torch.randn(k, 3, clara.hidden_size, generator=random) for k in (2, 1, 0, 3)]
 
 
-def greedy_without_cache(clara: Clara, question: str, memory_KMD: torch.Tensor, max_tokens: int) -> list[int]:
+def greedy_without_cache(clara: ClaraModel, question: str, memory_KMD: torch.Tensor, max_tokens: int) -> list[int]:
     """The oracle: the whole sequence again for every token, one row, no cache, no padding."""
     ids = clara.tokenizer.prompt(question, len(memory_KMD))
     slots = torch.tensor([i for i, token in enumerate(ids) if token in clara.tokenizer.memory_ids], dtype=torch.int64)
@@ -35,12 +35,12 @@ def greedy_without_cache(clara: Clara, question: str, memory_KMD: torch.Tensor, 
     return answer
 
 
-def stop_where(clara: Clara, answers: list[list[int]]) -> None:
+def stop_where(clara: ClaraModel, answers: list[list[int]]) -> None:
     """A random model hardly ever stops: make a token of one answer's middle a stop token."""
     clara.tokenizer.stop_ids = clara.tokenizer.stop_ids | {answers[1][3]}
 
 
-def test_greedy_batch_equals_recomputing_each_row_alone(clara: Clara, memories: list[torch.Tensor]) -> None:
+def test_greedy_batch_equals_recomputing_each_row_alone(clara: ClaraModel, memories: list[torch.Tensor]) -> None:
     unstopped = [greedy_without_cache(clara, q, m, 12) for q, m in zip(QUESTIONS, memories, strict=True)]
     stop_where(clara, unstopped)
     expected = [greedy_without_cache(clara, q, m, 12) for q, m in zip(QUESTIONS, memories, strict=True)]
@@ -52,12 +52,12 @@ def test_greedy_batch_equals_recomputing_each_row_alone(clara: Clara, memories: 
     assert [g.n_tokens for g in generated] == [min(len(ids) + 1, 12) for ids in expected]
 
 
-def test_small_batches_give_the_same_answers(clara: Clara, memories: list[torch.Tensor]) -> None:
+def test_small_batches_give_the_same_answers(clara: ClaraModel, memories: list[torch.Tensor]) -> None:
     whole = Generator(clara).generate(QUESTIONS, memories, max_tokens=6)
     assert Generator(clara, max_batch_tokens=1).generate(QUESTIONS, memories, max_tokens=6) == whole
 
 
-def test_nothing_is_computed_for_finished_rows(clara: Clara, memories: list[torch.Tensor]) -> None:
+def test_nothing_is_computed_for_finished_rows(clara: ClaraModel, memories: list[torch.Tensor]) -> None:
     rows_per_pass: list[tuple[int, int]] = []
     head_positions: list[int] = []
     clara.base.base_model.register_forward_hook(
@@ -75,7 +75,7 @@ def test_nothing_is_computed_for_finished_rows(clara: Clara, memories: list[torc
     assert head_positions == [4, 3, 2, 1, 1]
 
 
-def test_streamed_pieces_join_to_the_text(clara: Clara, memories: list[torch.Tensor]) -> None:
+def test_streamed_pieces_join_to_the_text(clara: ClaraModel, memories: list[torch.Tensor]) -> None:
     generator = Generator(clara)
     whole = generator.generate(QUESTIONS, memories, max_tokens=7)
     pieces = list(generator.generate_stream(QUESTIONS, memories, max_tokens=7))
@@ -85,7 +85,7 @@ def test_streamed_pieces_join_to_the_text(clara: Clara, memories: list[torch.Ten
     assert max(Counter(piece.row for piece in pieces).values()) > 3, "text should come in pieces"
 
 
-def test_the_reasoner_may_run_between_two_pieces(clara: Clara, memories: list[torch.Tensor]) -> None:
+def test_the_reasoner_may_run_between_two_pieces(clara: ClaraModel, memories: list[torch.Tensor]) -> None:
     generator, reasoner = Generator(clara), Reasoner(clara)
     alone = reasoner.query(["Who built the lighthouse?"])
     stream = generator.generate_stream(QUESTIONS[:1], memories[:1], max_tokens=6)
@@ -96,7 +96,7 @@ def test_the_reasoner_may_run_between_two_pieces(clara: Clara, memories: list[to
     assert "".join(pieces) == generator.generate(QUESTIONS[:1], memories[:1], max_tokens=6)[0].text
 
 
-def test_sampling_follows_the_distribution_and_the_seed(clara: Clara) -> None:
+def test_sampling_follows_the_distribution_and_the_seed(clara: ClaraModel) -> None:
     generator = Generator(clara)
     prompt = clara.tokenizer.prompt("rain", 0)
     with torch.no_grad(), clara.role("generator"):
@@ -112,7 +112,7 @@ def test_sampling_follows_the_distribution_and_the_seed(clara: Clara) -> None:
     assert drawn == again
 
 
-def test_memories_must_match_the_questions(clara: Clara, memories: list[torch.Tensor]) -> None:
+def test_memories_must_match_the_questions(clara: ClaraModel, memories: list[torch.Tensor]) -> None:
     with pytest.raises(ModelError, match="every question needs its memories"):
         Generator(clara).generate(QUESTIONS[:3], memories)
     with pytest.raises(ModelError, match="max_tokens must be positive"):
@@ -121,6 +121,6 @@ def test_memories_must_match_the_questions(clara: Clara, memories: list[torch.Te
         Generator(clara).generate(QUESTIONS, memories, temperature=-1.0)
 
 
-def test_answers_beyond_the_context_are_refused(clara: Clara) -> None:
+def test_answers_beyond_the_context_are_refused(clara: ClaraModel) -> None:
     with pytest.raises(TokenizationError, match="context"):
         Generator(clara).generate(["rain"], max_tokens=100_000)

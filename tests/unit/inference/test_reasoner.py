@@ -7,10 +7,10 @@ import torch
 from clara_dist.errors import TokenizationError
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.batch import TextBatch
-from clara_dist.model.clara import Clara
+from clara_dist.model.clara import ClaraModel
 
 
-def test_batched_equals_one_by_one(clara: Clara) -> None:
+def test_batched_equals_one_by_one(clara: ClaraModel) -> None:
     questions = ["Who built the lighthouse?", "rain", "Ada Tolliver, an engineer.", "rain rain"]
     expected = []
     for question in questions:
@@ -22,6 +22,6 @@ def test_batched_equals_one_by_one(clara: Clara) -> None:
     np.testing.assert_allclose(query_BX, np.stack(expected), rtol=0, atol=1e-5)
 
 
-def test_a_question_that_would_be_cut_is_refused(clara: Clara) -> None:
+def test_a_question_that_would_be_cut_is_refused(clara: ClaraModel) -> None:
     with pytest.raises(TokenizationError, match="too long for this model"):
         Reasoner(clara).query(["rain", "rain " * 25])

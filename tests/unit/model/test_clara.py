@@ -13,22 +13,22 @@ from transformers import AutoModelForCausalLM
 from clara_dist.config import ROLES, ClaraConfig, LoraSettings
 from clara_dist.core.losses import mean_answer_loss
 from clara_dist.errors import ModelError
-from clara_dist.model import Clara, PromptBatch, TextBatch
+from clara_dist.model import ClaraModel, PromptBatch, TextBatch
 from tiny_models import TEXT, randomize_adapters
 
 
 @pytest.fixture
-def clara(config: ClaraConfig) -> Clara:
-    model = Clara.from_base(config)
+def clara(config: ClaraConfig) -> ClaraModel:
+    model = ClaraModel.from_base(config)
     randomize_adapters(model)
     return model
 
 
-def text_batch(clara: Clara, texts: list[str]) -> TextBatch:
+def text_batch(clara: ClaraModel, texts: list[str]) -> TextBatch:
     return TextBatch.from_ids([e.ids for e in clara.tokenizer.encode_texts(texts)], clara.tokenizer.pad_id)
 
 
-def prompt_batch(clara: Clara, k: int, questions: list[str]) -> PromptBatch:
+def prompt_batch(clara: ClaraModel, k: int, questions: list[str]) -> PromptBatch:
     rows = [clara.tokenizer.prompt_with_answer("answer", k, q, "Ada Tolliver") for q in questions]
     return PromptBatch.from_ids(
         [r.prompt_ids for r in rows],
@@ -38,7 +38,7 @@ def prompt_batch(clara: Clara, k: int, questions: list[str]) -> PromptBatch:
     )
 
 
-def two_role_step(clara: Clara, first: str) -> dict[str, torch.Tensor]:
+def two_role_step(clara: ClaraModel, first: str) -> dict[str, torch.Tensor]:
     """One backward through two roles; gradients by name."""
     memory = clara.encode(first, text_batch(clara, TEXT[:2])).memory_BMD
     mean_answer_loss(clara.answer_nll(prompt_batch(clara, 1, ["Who built it?", "When?"]), memory)).backward()
@@ -47,7 +47,7 @@ def two_role_step(clara: Clara, first: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_padding_changes_nothing(clara: Clara) -> None:
+def test_padding_changes_nothing(clara: ClaraModel) -> None:
     with torch.inference_mode():
         together = clara.encode("compressor", text_batch(clara, TEXT), with_text_mean=True)
         for i, text in enumerate(TEXT):
@@ -56,7 +56,7 @@ def test_padding_changes_nothing(clara: Clara) -> None:
             assert (alone.text_mean_BD[0] - together.text_mean_BD[i]).abs().max() < 1e-5
 
 
-def test_switching_roles_changes_the_function_and_leaves_requires_grad_alone(clara: Clara) -> None:
+def test_switching_roles_changes_the_function_and_leaves_requires_grad_alone(clara: ClaraModel) -> None:
     clara.set_trainable(["query_reasoner", "generator"], memory_embeddings=False)
     before = {name: p.requires_grad for name, p in clara.named_parameters()}
     batch = text_batch(clara, TEXT)
@@ -69,7 +69,7 @@ def test_switching_roles_changes_the_function_and_leaves_requires_grad_alone(cla
     assert clara.roles.active is None
 
 
-def test_nothing_runs_under_the_role_that_happened_to_run_last(clara: Clara) -> None:
+def test_nothing_runs_under_the_role_that_happened_to_run_last(clara: ClaraModel) -> None:
     with torch.inference_mode():
         clara.encode("generator", text_batch(clara, TEXT))
         with pytest.raises(ModelError, match="no role is active"):
@@ -77,7 +77,7 @@ def test_nothing_runs_under_the_role_that_happened_to_run_last(clara: Clara) -> 
 
 
 def test_the_mean_of_large_float16_states_is_finite(config: ClaraConfig) -> None:
-    clara = Clara.from_base(config, dtype="float16")
+    clara = ClaraModel.from_base(config, dtype="float16")
     batch = text_batch(clara, TEXT)
     with torch.inference_mode():
         clara.base.base_model.norm.weight.fill_(8_000)
@@ -88,7 +88,7 @@ def test_the_mean_of_large_float16_states_is_finite(config: ClaraConfig) -> None
     assert sums_BD.abs().max() > 65504, "the sums must leave fp16's range, or this shows nothing"
 
 
-def test_a_copied_role_is_the_same_function(clara: Clara) -> None:
+def test_a_copied_role_is_the_same_function(clara: ClaraModel) -> None:
     clara.copy_role("compressor", "query_reasoner")
     batch = text_batch(clara, TEXT)
     with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_gradient_checkpointing_gives_equal_gradients(config: ClaraConfig, roles
     plain_config = config.model_copy(update={"lora": LoraSettings(r=4)})
     gradients = []
     for checkpointing in (False, True):
-        clara = Clara.from_base(plain_config)
+        clara = ClaraModel.from_base(plain_config)
         randomize_adapters(clara)
         clara.set_trainable(roles, memory_embeddings=first == "compressor")
         if checkpointing:
@@ -120,7 +120,7 @@ def test_gradient_checkpointing_gives_equal_gradients(config: ClaraConfig, roles
 
 def test_gradient_checkpointing_really_recomputes(config: ClaraConfig) -> None:
     """The equality above would also hold if checkpointing were off: count the layers' forward passes."""
-    clara = Clara.from_base(config)
+    clara = ClaraModel.from_base(config)
     clara.set_trainable(("query_reasoner", "generator"), memory_embeddings=False)
     clara.enable_gradient_checkpointing()
     clara.train()
@@ -130,7 +130,7 @@ def test_gradient_checkpointing_really_recomputes(config: ClaraConfig) -> None:
     assert calls == ["query_reasoner", "generator", "generator", "query_reasoner"]
 
 
-def test_dropout_runs_in_trained_roles_only(clara: Clara) -> None:
+def test_dropout_runs_in_trained_roles_only(clara: ClaraModel) -> None:
     clara.set_trainable(["generator"], memory_embeddings=False)
     clara.train()
     batch = text_batch(clara, TEXT)
@@ -141,7 +141,7 @@ def test_dropout_runs_in_trained_roles_only(clara: Clara) -> None:
     assert not torch.equal(*trained)
 
 
-def test_memories_must_fill_the_slots(clara: Clara) -> None:
+def test_memories_must_fill_the_slots(clara: ClaraModel) -> None:
     batch = prompt_batch(clara, 2, ["Who?"])
     with pytest.raises(ModelError, match="slots"):
         clara.answer_nll(batch, torch.zeros(1, 3, clara.hidden_size))
@@ -150,8 +150,8 @@ def test_memories_must_fill_the_slots(clara: Clara) -> None:
 
 
 def test_merge_and_fuse_are_the_same_functions(config: ClaraConfig) -> None:
-    def build() -> Clara:
-        model = Clara.from_base(config)
+    def build() -> ClaraModel:
+        model = ClaraModel.from_base(config)
         randomize_adapters(model)
         return model
 
@@ -176,7 +176,7 @@ def test_merge_and_fuse_are_the_same_functions(config: ClaraConfig) -> None:
 
 @pytest.mark.parametrize("family", ["mistral", "llama-tied", "qwen3", "phi3", "gemma2", "gemma3"])
 def test_every_family_trains_saves_and_loads(family: str, base_dirs: dict[str, str], tmp_path: Path) -> None:
-    clara = Clara.from_base(ClaraConfig(base_model=base_dirs[family], n_memory_tokens=2, doc_max_tokens=32))
+    clara = ClaraModel.from_base(ClaraConfig(base_model=base_dirs[family], n_memory_tokens=2, doc_max_tokens=32))
     randomize_adapters(clara)
     clara.set_trainable(["compressor", "generator"], memory_embeddings=True)
     gradients = two_role_step(clara, "compressor")
@@ -184,7 +184,7 @@ def test_every_family_trains_saves_and_loads(family: str, base_dirs: dict[str, s
     assert len(gradients) > 2 * 2 * 2 * 4
     assert all(g.norm() > 0 for g in gradients.values())
     clara.save_pretrained(tmp_path / "model")
-    loaded = Clara.from_pretrained(tmp_path / "model")
+    loaded = ClaraModel.from_pretrained(tmp_path / "model")
     assert loaded.config == clara.config
     assert loaded.fingerprint_fields() == clara.fingerprint_fields()
     batch, prompts = text_batch(clara, TEXT), prompt_batch(clara, 2, TEXT[:2])
@@ -196,7 +196,7 @@ def test_every_family_trains_saves_and_loads(family: str, base_dirs: dict[str, s
 
 def test_head_on_answer_positions_equals_the_whole_head(base_dirs: dict[str, str]) -> None:
     """Against the base model's own forward pass, soft cap included."""
-    clara = Clara.from_base(ClaraConfig(base_model=base_dirs["gemma2"], n_memory_tokens=2, doc_max_tokens=32))
+    clara = ClaraModel.from_base(ClaraConfig(base_model=base_dirs["gemma2"], n_memory_tokens=2, doc_max_tokens=32))
     batch = prompt_batch(clara, 0, ["Who built it?"])
     with torch.inference_mode(), clara.role("generator"):
         whole = clara.base(input_ids=batch.input_ids_BL).logits[0].log_softmax(-1)
@@ -204,7 +204,7 @@ def test_head_on_answer_positions_equals_the_whole_head(base_dirs: dict[str, str
         assert (clara.answer_nll(batch, None) - expected).abs().max() < 1e-5
 
 
-def test_plain_peft_loads_a_role(clara: Clara, config: ClaraConfig, tmp_path: Path) -> None:
+def test_plain_peft_loads_a_role(clara: ClaraModel, config: ClaraConfig, tmp_path: Path) -> None:
     clara.save_pretrained(tmp_path / "model")
     base = AutoModelForCausalLM.from_pretrained(config.base_model)
     alone = PeftModel.from_pretrained(base, tmp_path / "model", subfolder="generator")
@@ -215,14 +215,14 @@ def test_plain_peft_loads_a_role(clara: Clara, config: ClaraConfig, tmp_path: Pa
     assert (-log_probs[batch.predict_index_P, batch.labels_P] - expected).abs().max() < 1e-5
 
 
-def test_the_fingerprint_names_what_changed(clara: Clara, config: ClaraConfig) -> None:
+def test_the_fingerprint_names_what_changed(clara: ClaraModel, config: ClaraConfig) -> None:
     before = clara.fingerprint_fields()
     clara.copy_role("compressor", "query_reasoner")
     assert clara.fingerprint_fields() == before
     clara.memory_rows.data[0, 0] += 1
     after = clara.fingerprint_fields()
     assert {name for name in before if before[name] != after[name]} == {"memory_embeddings"}
-    other = Clara.from_base(config.model_copy(update={"doc_max_tokens": 25}))
+    other = ClaraModel.from_base(config.model_copy(update={"doc_max_tokens": 25}))
     randomize_adapters(other)
     assert {n for n in before if before[n] != other.fingerprint_fields()[n]} == {"doc_max_tokens"}
 
@@ -232,40 +232,40 @@ def test_a_model_is_loaded_from_any_directory(
 ) -> None:
     base = Path(config.base_model)
     monkeypatch.chdir(base.parent)
-    made = Clara.from_base(config.model_copy(update={"base_model": base.name}))
+    made = ClaraModel.from_base(config.model_copy(update={"base_model": base.name}))
     made.save_pretrained(tmp_path / "model")
     fields = made.fingerprint_fields()
     monkeypatch.chdir(tmp_path)
-    loaded = Clara.from_pretrained("model")
+    loaded = ClaraModel.from_pretrained("model")
     assert loaded.config.base_model == str(base)
     assert loaded.fingerprint_fields() == fields
 
 
-def test_damaged_model_directories_are_refused_by_name(clara: Clara, tmp_path: Path) -> None:
+def test_damaged_model_directories_are_refused_by_name(clara: ClaraModel, tmp_path: Path) -> None:
     path = tmp_path / "model"
     clara.save_pretrained(path)
     weights = path / "generator" / "adapter_model.safetensors"
     state = load_file(weights)
     save_file({k: v for i, (k, v) in enumerate(state.items()) if i}, weights)
     with pytest.raises(ModelError, match="generator adapter does not fit"):
-        Clara.from_pretrained(path)
+        ClaraModel.from_pretrained(path)
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
-        Clara.from_pretrained(path)
+        ClaraModel.from_pretrained(path)
     (path / "config.json").write_text('{"base_model": "x", "colour": 1}')
     with pytest.raises(ModelError, match="colour"):
-        Clara.from_pretrained(path)
+        ClaraModel.from_pretrained(path)
     with pytest.raises(ModelError, match="not a model directory"):
-        Clara.from_pretrained(tmp_path / "nothing")
+        ClaraModel.from_pretrained(tmp_path / "nothing")
 
 
 def test_targets_that_match_nothing_are_an_error(config: ClaraConfig) -> None:
     with pytest.raises(ModelError, match="target_modules"):
-        Clara.from_base(config.model_copy(update={"lora": LoraSettings(target_modules=("no_such_layer",))}))
+        ClaraModel.from_base(config.model_copy(update={"lora": LoraSettings(target_modules=("no_such_layer",))}))
 
 
 def test_a_missing_role_is_an_error(config: ClaraConfig) -> None:
-    clara = Clara.from_base(config.model_copy(update={"roles": ("compressor", "generator")}))
+    clara = ClaraModel.from_base(config.model_copy(update={"roles": ("compressor", "generator")}))
     with pytest.raises(ModelError, match="no query_reasoner"):
         clara.encode("query_reasoner", text_batch(clara, TEXT[:1]))
     with pytest.raises(ModelError, match="query_reasoner"):
@@ -277,7 +277,7 @@ def test_new_memory_rows_are_as_long_as_the_embeddings_that_the_layers_read(
     family: str, base_dirs: dict[str, str]
 ) -> None:
     """Gemma 3 scales its embeddings by sqrt(D) as it looks them up: 5.7 here, 62 at D 3840."""
-    clara = Clara.from_base(ClaraConfig(base_model=base_dirs[family], n_memory_tokens=24, doc_max_tokens=24))
+    clara = ClaraModel.from_base(ClaraConfig(base_model=base_dirs[family], n_memory_tokens=24, doc_max_tokens=24))
     read_LD = clara.embed(torch.arange(4, 200)[None])[0]
     ratio = clara.memory_rows.norm(dim=1).mean() / read_LD.norm(dim=1).mean()
     assert 0.8 < ratio < 1.25  # of 24 rows of 32 values: 1 +- 0.03
@@ -285,10 +285,10 @@ def test_new_memory_rows_are_as_long_as_the_embeddings_that_the_layers_read(
 
 def test_the_same_seed_gives_the_same_model(config: ClaraConfig) -> None:
     torch.manual_seed(123)
-    first = Clara.from_base(config, seed=5)
+    first = ClaraModel.from_base(config, seed=5)
     torch.manual_seed(321)
-    second = Clara.from_base(config, seed=5)
-    third = Clara.from_base(config, seed=6)
+    second = ClaraModel.from_base(config, seed=5)
+    third = ClaraModel.from_base(config, seed=6)
     other = second.state_dict()
     assert all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
     assert not torch.equal(first.memory_rows, third.memory_rows)

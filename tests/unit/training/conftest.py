@@ -11,7 +11,7 @@ import torch
 
 from clara_dist.config import ClaraConfig, EngineConfig, LoraSettings, StageConfig, TrainConfig
 from clara_dist.data.documents import content_id
-from clara_dist.model import Clara, TextBatch
+from clara_dist.model import ClaraModel, TextBatch
 from clara_dist.store import Fingerprint, StoreSchema, commit, write_shard
 
 PLACES = ("lighthouse", "island", "harbour", "station", "chapel", "bridge", "mill", "well")
@@ -82,7 +82,7 @@ def joint_rows_path(tmp_path: Path, passages: list[str]) -> str:
 @pytest.fixture
 def tiny_store(tmp_path: Path, tiny_clara_dir: Path, passages: list[str]) -> str:
     """The passages, compressed by the tiny model one by one; ``row`` is a typed metadata column."""
-    clara = Clara.from_pretrained(tiny_clara_dir)
+    clara = ClaraModel.from_pretrained(tiny_clara_dir)
     encoded = [clara.tokenizer.encode_text(text) for text in passages]
     with torch.no_grad():
         memory = [

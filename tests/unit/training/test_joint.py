@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from clara_dist.errors import DataError, FingerprintMismatchError, TrainingError
-from clara_dist.model import Clara
+from clara_dist.model import ClaraModel
 from clara_dist.store import Fingerprint, MemoryStore
 from clara_dist.training.loop import run
 
@@ -22,13 +22,13 @@ def test_it_learns_without_compressing_anything(
     make_joint_config: Any, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    encode = Clara.encode
+    encode = ClaraModel.encode
 
-    def spy(self: Clara, role: Any, *args: Any, **kwargs: Any) -> Any:
+    def spy(self: ClaraModel, role: Any, *args: Any, **kwargs: Any) -> Any:
         encoded.append(role)
         return encode(self, role, *args, **kwargs)
 
-    monkeypatch.setattr(Clara, "encode", spy)
+    monkeypatch.setattr(ClaraModel, "encode", spy)
     events: list[Any] = []
     fields = {"steps": 30, "batch_size": 8, "top_k": 2, "temperature": 0.05, "candidates": CANDIDATES[source]}
     run(make_joint_config("run", **fields), on_progress=events.append)
@@ -42,13 +42,13 @@ def test_the_reasoner_starts_as_the_compressor_once(
     make_joint_config: Any, tiny_clara_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies: list[tuple[str, str]] = []
-    copy_role = Clara.copy_role
+    copy_role = ClaraModel.copy_role
 
-    def spy(self: Clara, source: Any, target: Any) -> None:
+    def spy(self: ClaraModel, source: Any, target: Any) -> None:
         copies.append((source, target))
         copy_role(self, source, target)
 
-    monkeypatch.setattr(Clara, "copy_role", spy)
+    monkeypatch.setattr(ClaraModel, "copy_role", spy)
     first = run(make_joint_config("first", steps=1))["joint"]
     assert copies == [("compressor", "query_reasoner")]
     before, after = (
@@ -72,7 +72,7 @@ def test_what_is_frozen_is_saved_as_it_was_and_the_store_stays_its_models(
     output = run(make_joint_config("frozen", steps=2, engine={"kind": "deepspeed"} | engine))["joint"]
     trained = load_file(Path(output) / "generator" / "adapter_model.safetensors")
     assert not all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in trained.values())
-    model = Clara.from_pretrained(output)
+    model = ClaraModel.from_pretrained(output)
     MemoryStore.open(tiny_store).require_fingerprint(Fingerprint(model.fingerprint_fields()))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clara_dist.config import StageConfig
 from clara_dist.data.examples import Example, read_examples
-from clara_dist.model import Clara, PromptBatch, TextBatch
+from clara_dist.model import ClaraModel, PromptBatch, TextBatch
 from clara_dist.retrieval.bank import MemoryBank
 from clara_dist.store import MemoryStore
 from clara_dist.training.batches import StepPlan, Totals
@@ -23,18 +23,18 @@ PLAN = StepPlan(n_slots=1, from_corpus=False)
 
 
 @pytest.fixture
-def clara(tiny_clara_dir: Path) -> Clara:
-    return Clara.from_pretrained(tiny_clara_dir)
+def clara(tiny_clara_dir: Path) -> ClaraModel:
+    return ClaraModel.from_pretrained(tiny_clara_dir)
 
 
-def memory_of(clara: Clara, text: str) -> tuple[Tensor, Tensor]:
+def memory_of(clara: ClaraModel, text: str) -> tuple[Tensor, Tensor]:
     ids = clara.tokenizer.encode_text(text).ids
     encoded = clara.encode("compressor", TextBatch.from_ids([ids], clara.tokenizer.pad_id), with_text_mean=True)
     assert encoded.text_mean_BD is not None
     return encoded.memory_BMD[0], encoded.text_mean_BD[0]
 
 
-def nll_of(clara: Clara, question: str, answer: str, memory_TMD: Tensor) -> Tensor:
+def nll_of(clara: ClaraModel, question: str, answer: str, memory_TMD: Tensor) -> Tensor:
     tokenizer = clara.tokenizer
     prompt = tokenizer.prompt_with_answer("answer", len(memory_TMD), question, answer)
     batch = PromptBatch.from_ids(
@@ -43,7 +43,7 @@ def nll_of(clara: Clara, question: str, answer: str, memory_TMD: Tensor) -> Tens
     return clara.answer_nll(batch, memory_TMD)
 
 
-def test_compression_loss_is_the_mean_over_tokens_and_document_slots(clara: Clara, rows_path: str) -> None:
+def test_compression_loss_is_the_mean_over_tokens_and_document_slots(clara: ClaraModel, rows_path: str) -> None:
     examples = read_examples(rows_path, "compression")[:4]  # the first passage is read three times
     batch = CompressionCollator(clara.tokenizer)(examples, PLAN)
     assert len(batch.documents.lengths_B) == 4
@@ -59,7 +59,7 @@ def test_compression_loss_is_the_mean_over_tokens_and_document_slots(clara: Clar
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
 
 
-def test_micro_batches_add_up_to_the_batch(clara: Clara, rows_path: str) -> None:
+def test_micro_batches_add_up_to_the_batch(clara: ClaraModel, rows_path: str) -> None:
     clara.set_trainable(("compressor", "generator"), memory_embeddings=True)
     examples = read_examples(rows_path, "compression")
     collate, step = CompressionCollator(clara.tokenizer), CompressionStep(clara, mse_weight=0.1)
@@ -81,21 +81,23 @@ def test_micro_batches_add_up_to_the_batch(clara: Clara, rows_path: str) -> None
     assert float((got - expected).norm() / expected.norm()) < 1e-5
 
 
-def joint_parts(clara: Clara, store: str, path: str, **fields: Any) -> tuple[JointStep, JointCollator, list[Example]]:
+def joint_parts(
+    clara: ClaraModel, store: str, path: str, **fields: Any
+) -> tuple[JointStep, JointCollator, list[Example]]:
     clara.set_trainable(("query_reasoner", "generator"), memory_embeddings=False)
     bank = MemoryBank(MemoryStore.open(store), where=fields.pop("where", None))
     stage = StageConfig.model_validate({"stage": "joint", "data": path, "steps": 1, "store": store} | fields)
     return JointStep(clara, bank, stage), JointCollator(clara.tokenizer, bank), read_examples(path, "joint")
 
 
-def question_scores(clara: Clara, example: Example, memories: Tensor) -> Tensor:
+def question_scores(clara: ClaraModel, example: Example, memories: Tensor) -> Tensor:
     ids = clara.tokenizer.encode_text(example.question).ids
     query = clara.encode("query_reasoner", TextBatch.from_ids([ids], clara.tokenizer.pad_id)).memory_BMD.flatten()
     return torch.cosine_similarity(query[None], memories.flatten(1), dim=1)
 
 
 def test_joint_loss_reads_the_best_of_each_ragged_candidate_list(
-    clara: Clara, tiny_store: str, joint_rows_path: str
+    clara: ClaraModel, tiny_store: str, joint_rows_path: str
 ) -> None:
     step, collate, examples = joint_parts(clara, tiny_store, joint_rows_path, top_k=2, temperature=0.05)
     store = MemoryStore.open(tiny_store)
@@ -118,7 +120,7 @@ def test_joint_loss_reads_the_best_of_each_ragged_candidate_list(
 
 
 def test_joint_gradients_reach_reasoner_and_generator_alone(
-    clara: Clara, tiny_store: str, joint_rows_path: str
+    clara: ClaraModel, tiny_store: str, joint_rows_path: str
 ) -> None:
     step, collate, examples = joint_parts(clara, tiny_store, joint_rows_path)
     batch = collate(examples, PLAN)
@@ -127,7 +129,9 @@ def test_joint_gradients_reach_reasoner_and_generator_alone(
     assert reached == {"query_reasoner", "generator"}
 
 
-def test_candidates_from_the_corpus_are_its_nearest_rows(clara: Clara, tiny_store: str, joint_rows_path: str) -> None:
+def test_candidates_from_the_corpus_are_its_nearest_rows(
+    clara: ClaraModel, tiny_store: str, joint_rows_path: str
+) -> None:
     fields = {"candidates": {"source": "corpus", "n": 3}, "where": {"parity": ("odd",)}}
     step, collate, examples = joint_parts(clara, tiny_store, joint_rows_path, **fields)
     batch = collate(examples, StepPlan(n_slots=1, from_corpus=True))
@@ -143,7 +147,7 @@ def test_candidates_from_the_corpus_are_its_nearest_rows(clara: Clara, tiny_stor
     torch.testing.assert_close(loss, torch.cat(nlls).mean(), rtol=1e-5, atol=0)
 
 
-def test_supervised_documents_are_targets_of_the_base_stage(clara: Clara) -> None:
+def test_supervised_documents_are_targets_of_the_base_stage(clara: ClaraModel) -> None:
     plain = Example("When?", "1871", ("The mill was built in 1871.",))
     supervised = Example("When?", "1871", plain.documents, supervise_documents=True)
     collate = TextCollator(clara.tokenizer)
@@ -154,7 +158,7 @@ def test_supervised_documents_are_targets_of_the_base_stage(clara: Clara) -> Non
     assert labels == [*answer, *prompt.prompt_ids[start:end], *answer]
 
 
-def test_totals_count_distinct_documents_and_no_padding(clara: Clara, rows_path: str) -> None:
+def test_totals_count_distinct_documents_and_no_padding(clara: ClaraModel, rows_path: str) -> None:
     examples = read_examples(rows_path, "compression")
     tokenizer = clara.tokenizer
     prompts = [tokenizer.prompt_with_answer("answer", len(e.documents), e.question, e.answer) for e in examples]

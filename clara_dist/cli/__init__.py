@@ -1,0 +1,12 @@
+"""The command line, ``clara-dist``: each command reads its options and calls one function of the package.
+
+Nothing heavy is imported before a command runs, so ``--help`` answers at once.
+"""
+# ruff: isort: skip_file
+
+from clara_dist.cli.base import app, main, resolve
+
+# Imported for their commands, in the order in which `--help` lists them.
+from clara_dist.cli import demo, model, compress, train, serve, evaluate, store  # noqa: F401
+
+__all__ = ["app", "main", "resolve"]
