@@ -1,6 +1,6 @@
 """Where a memory store lives: a local directory, or any place that ``pyarrow.fs`` can address.
 
-Both kinds offer the four things that the store needs: list, read, measure, publish. Publishing is all or nothing for
+Both kinds offer the five things that the store needs: list, read, measure, publish, delete. Publishing is all or nothing for
 readers: a file appears under its name with all of its bytes, or not at all.
 """
 
@@ -42,6 +42,10 @@ class Storage(Protocol):
 
     def publish(self, file: str, data: bytes | pa.Buffer, *, exclusive: bool) -> None:
         """Make ``file`` appear, whole. With ``exclusive``, raise FileExistsError if it is already there."""
+        ...
+
+    def delete(self, file: str) -> None:
+        """Remove ``file``; it is no error if it is not there. Who has it open or mapped can go on reading it."""
         ...
 
 
@@ -106,6 +110,9 @@ class LocalStorage:
             temporary.unlink(missing_ok=True)
         _sync_directory(target.parent)
 
+    def delete(self, file: str) -> None:
+        (self._path / file).unlink(missing_ok=True)
+
 
 def _link(temporary: Path, target: Path) -> None:
     """Give a finished file its name unless the name is taken: atomic and exclusive, which a rename is not."""
@@ -164,3 +171,7 @@ class RemoteStorage:
         self._filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
         with self._filesystem.open_output_stream(target) as sink:
             sink.write(data)
+
+    def delete(self, file: str) -> None:
+        if self.size_bytes(file) is not None:
+            self._filesystem.delete_file(f"{self._path}/{file}")
