@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from clara_dist.errors import ModelError
@@ -52,6 +54,51 @@ def stop_ids(model: PreTrainedModel) -> list[int]:
     return [configured] if isinstance(configured, int) else list(configured)
 
 
-def soft_cap(model: PreTrainedModel) -> float | None:
-    """Gemma's final logit soft cap, if the architecture has one."""
-    return getattr(model.config, "final_logit_softcapping", None)
+@dataclass(frozen=True)
+class LogitsFinish:
+    """What an architecture does to the LM head's output.
+
+    Attributes:
+        scale: Factor (Cohere multiplies, Granite divides).
+        soft_cap: Gemma's ``cap * tanh(logits / cap)``.
+    """
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> LogitsFinish:
+        """Read it from the model's configuration."""
+        config = model.config
+        scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1.0)
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+
+@torch.no_grad()
+def require_known_head(model: PreTrainedModel) -> None:
+    """Check, by a forward pass of one token, that the LM head and `LogitsFinish` give the model's own logits.
+
+    Raises:
+        ModelError: The architecture does something else to its logits, so losses and answers would be wrong.
+    """
+    hidden: list[Tensor] = []
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError("the base model has no LM head", got=type(model).__name__, expected="a decoder LLM")
+    hook = head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
+    try:
+        own = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False).logits
+    finally:
+        hook.remove()
+    ours = LogitsFinish.of(model)(head(hidden[-1]))
+    if not torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-3 * float(own.abs().max())):
+        raise ModelError(
+            "this architecture does something to its logits that is not known here",
+            got=type(model).__name__,
+            expected="an LM head, possibly with a scale or a soft cap",
+        )

@@ -74,7 +74,7 @@ class ClaraModel(nn.Module):
         self.memory_rows = nn.Parameter(memory_rows, requires_grad=False)
         self.register_buffer("frame_rows", frame_rows)
         self.register_buffer("head_rows", head_rows)
-        self._soft_cap = base_models.soft_cap(base)
+        self._finish_logits = base_models.LogitsFinish.of(base)
         self.roles = RoleSwitch(self.peft)
         self.requires_grad_(False)
         self.eval()
@@ -259,14 +259,14 @@ class ClaraModel(nn.Module):
         return self.base.base_model(inputs_embeds=embeds_BLD, use_cache=False).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """LM head: ``[..., D] -> [..., V]``, added tokens included if the model has head rows for them."""
-        logits = self.base.get_output_embeddings()(hidden)
+        """LM head: ``[..., D] -> [..., V]``, added tokens included if the model has head rows for them.
+
+        V counts the tokenizer's ids: rows that the base has beyond them, to round its matrix up, stand for no token.
+        """
+        logits = self.base.get_output_embeddings()(hidden)[..., : self.tokenizer.first_memory_id]
         if self.head_rows is not None:
-            first = self.tokenizer.first_memory_id
-            logits = torch.cat([logits[..., :first], hidden @ self.head_rows.to(hidden.dtype).T], dim=-1)
-        if self._soft_cap is not None:
-            logits = self._soft_cap * torch.tanh(logits / self._soft_cap)
-        return logits
+            logits = torch.cat([logits, hidden @ self.head_rows.to(hidden.dtype).T], dim=-1)
+        return self._finish_logits(logits)
 
     def encode(self, role: Role, batch: TextBatch, *, with_text_mean: bool = False) -> Encoded:
         """Texts -> memories (role ``compressor``) or questions -> queries (``query_reasoner``).

@@ -39,6 +39,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, seed: int) -> ClaraModel:
     """See `ClaraModel.from_base`."""
     base = base_models.load_base(config.base_model, revision=config.base_revision, dtype=dtype, device=device)
+    base_models.require_known_head(base)
     hf = base_models.load_tokenizer(config.base_model, revision=config.base_revision)
     tokenizer = ClaraTokenizer(hf, config, base_models.stop_ids(base))
     # Through the module, not its weight: Gemma 3 scales what it looks up by sqrt(D).
