@@ -7,6 +7,7 @@ special tokens, and a prompt is never cut; one that is too long is an error.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,14 @@ PARAPHRASE_REQUEST = "\n\nParaphrase the background."
 # Where client text goes while the template renders; private-use characters pass through every template untouched.
 _FIELD = re.compile("\ue0c3(question|answer|text)\ue0c4")
 
+# The switches that templates have for it: Qwen 3, GLM, SmolLM 3; Granite, DeepSeek. A template ignores the others'.
+_NO_THINKING = {"enable_thinking": False, "thinking": False}
+
+
+def _one_day(form: str) -> str:
+    """A date for templates that state today's: with the real one, prompts would be other ones every day."""
+    return datetime.date(2024, 7, 26).strftime(form)
+
 
 def field(name: str) -> str:
     """The mark, in a user message, of a place for client text."""
@@ -46,7 +55,8 @@ class PromptTemplate:
     r"""Renders messages by the base model's own chat template and turns them into ids.
 
     Without a chat template, a plain one is used: ``bos system \\n\\n user \\n\\nAnswer: answer eos``. Templates without
-    a system role get system and user joined by a newline. Thinking switches are set off where they exist.
+    a system role get system and user joined by a newline. Thinking switches are set off where they exist, and
+    templates that state today's date state a fixed one.
     """
 
     def __init__(
@@ -95,9 +105,16 @@ class PromptTemplate:
             system, user = "", f"{system}\n{user}"
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": user})
-        if answered:
-            messages.append({"role": "assistant", "content": field("answer")})
-        return self._apply(messages, not answered)
+        prompt = self._apply(messages, True)
+        if not answered:
+            return prompt
+        messages.append({"role": "assistant", "content": field("answer")})
+        before, mark, after = self._apply(messages, False).partition(field("answer"))
+        if mark and before.startswith(prompt) and not before[len(prompt) :].strip():
+            return before + mark + after
+        # Some templates open an answer otherwise than they show a past one (an empty thought, for example). What is
+        # learnt must follow on what the model is asked with.
+        return prompt + field("answer") + after
 
     def _apply(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
         if self._tokenizer.chat_template is None:
@@ -106,7 +123,7 @@ class PromptTemplate:
             rendered = f"{self._tokenizer.bos_token or ''}{system}{texts['user']}\n\nAnswer:"
             return rendered if generation_prompt else f"{rendered} {texts['assistant']}{self._tokenizer.eos_token}"
         return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt, enable_thinking=False
+            messages, tokenize=False, add_generation_prompt=generation_prompt, strftime_now=_one_day, **_NO_THINKING
         )
 
     def _renders_system(self) -> bool:

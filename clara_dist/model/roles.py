@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,6 +28,15 @@ class RoleSwitch:
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         if not self._layers:
             raise ModelError("the base model has no LoRA layer", hint="check lora.target_modules")
+        experts = sorted(
+            {type(layer.get_base_layer()).__name__ for layer in self._layers if isinstance(layer, ParamWrapper)}
+        )
+        if experts:
+            raise ModelError(
+                "experts of a mixture cannot carry roles: their LoRA could not be merged for compression and serving",
+                got=f"{', '.join(experts)} among the targets",
+                hint="name other layers, for example lora.target_modules=[q_proj,k_proj,v_proj,o_proj]",
+            )
         if not hasattr(self._layers[0], "_active_adapter"):
             raise ModelError("this PEFT keeps its active adapter elsewhere", hint="install the pinned version of peft")
         self._roles = set(self._layers[0].lora_A)
