@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ _METADATA_TYPES: dict[str, tuple[pa.DataType, tuple[type, ...]]] = {
     "bool": (pa.bool_(), (bool,)),
 }
 _METADATA_PREFIX = "metadata."
-# Rows whose norms are computed at a time: keeps the float64 copy small whatever the shard's size.
-_NORM_BLOCK_BYTES = 8 << 20
+# Rows that are checked or measured at a time: keeps the copies in between small whatever the shard's size.
+_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class StoreSchema:
         titles: Sequence[str],
         texts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
-        memory_SMD: np.ndarray,
+        memory_SMD: np.ndarray | None,
         n_tokens: Sequence[int] | np.ndarray,
         truncated: Sequence[bool] | np.ndarray,
     ) -> pa.Table:
@@ -93,7 +93,8 @@ class StoreSchema:
             titles: May be empty strings.
             texts: The documents' texts.
             metadata: JSON-able mappings; their order of keys does not matter.
-            memory_SMD: Memories, float16 or float32; float16 is stored as it is, without a copy.
+            memory_SMD: Memories, float16 or float32; float16 is stored as it is, without a copy. None leaves room for
+                them, see `ShardDraft`.
             n_tokens: Tokens of each document's encoder input.
             truncated: Whether the document was cut at ``doc_max_tokens``.
 
@@ -103,7 +104,7 @@ class StoreSchema:
                 not of its column's type.
         """
         expected = (len(doc_ids), self.n_memory_tokens, self.hidden_size)
-        if memory_SMD.shape != expected:
+        if memory_SMD is not None and memory_SMD.shape != expected:
             raise StoreError("memories do not have the store's shape", got=memory_SMD.shape, expected=expected)
         for name, column in (
             ("titles", titles),
@@ -117,7 +118,9 @@ class StoreSchema:
                     f"column {name} has another length than doc_ids", got=len(column), expected=len(doc_ids)
                 )
         _check_doc_ids(doc_ids)
-        half_SMD = to_float16(memory_SMD, doc_ids)
+        # Zeros that nobody wrote take no memory of their own.
+        half_SMD = np.zeros(expected, np.float16) if memory_SMD is None else to_float16(memory_SMD, doc_ids)
+        norms_S = np.zeros(len(doc_ids), np.float32) if memory_SMD is None else memory_norms(half_SMD)
         storage = pa.FixedSizeListArray.from_arrays(
             pa.array(half_SMD.reshape(-1)), self.n_memory_tokens * self.hidden_size
         )
@@ -129,7 +132,7 @@ class StoreSchema:
             pa.ExtensionArray.from_storage(self.memory_type, storage),
             pa.array(np.asarray(n_tokens, np.int32)),
             pa.array(np.asarray(truncated, np.bool_)),
-            pa.array(memory_norms(half_SMD)),
+            pa.array(norms_S),
         ]
         columns += [_metadata_array(name, kind, metadata, doc_ids) for name, kind in self.metadata_columns.items()]
         return pa.Table.from_arrays(columns, schema=self.arrow_schema())
@@ -162,37 +165,55 @@ def to_float16(memory_SMD: np.ndarray, doc_ids: Sequence[str]) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         half_SMD = np.ascontiguousarray(memory_SMD, np.float16)
+    require_float16_range(half_SMD, memory_SMD, doc_ids)
+    return half_SMD
+
+
+def require_float16_range(
+    half_SMD: np.ndarray, memory_SMD: np.ndarray, doc_ids: Sequence[str] | pa.ChunkedArray
+) -> None:
+    """Refuse memories that left float16's range; ``memory_SMD`` has the values before the conversion.
+
+    Raises:
+        StoreError: See `to_float16`.
+    """
     bad_S = nonfinite_rows(half_SMD)
     if bad_S.any():
         row = int(bad_S.argmax())
         values = np.asarray(memory_SMD[row], np.float32)
         worst = values.flat[int(np.argmax(np.where(np.isnan(values), np.inf, np.abs(values))))]
         raise StoreError(
-            f"the memory of document {doc_ids[row]!r} does not fit float16",
+            f"the memory of document {str(doc_ids[row])!r} does not fit float16",
             got=f"{worst} ({int(bad_S.sum())} of {len(doc_ids)} documents are out of range)",
             expected="finite values of magnitude <= 65504",
             hint="check the compressor: trained hidden states stay far below this",
         )
-    return half_SMD
 
 
 def nonfinite_rows(memory_SMD: np.ndarray) -> np.ndarray:
     """Which float16 memories hold a NaN or an infinity, bool ``[S]``."""
     exponent = np.uint16(0x7C00)
-    # All exponent bits set means NaN or infinity; on integers this is several times faster than np.isfinite on float16.
-    return ((memory_SMD.view(np.uint16) & exponent) == exponent).any(axis=(1, 2))
+    bits_SMD = memory_SMD.view(np.uint16)
+    bad_S = np.empty(len(memory_SMD), np.bool_)
+    for rows in _row_blocks(memory_SMD):
+        # All exponent bits set means NaN or infinity; several times faster than np.isfinite on float16.
+        bad_S[rows] = ((bits_SMD[rows] & exponent) == exponent).any(axis=(1, 2))
+    return bad_S
 
 
 def memory_norms(memory_SMD: np.ndarray) -> np.ndarray:
     """Euclidean norms of the flattened memories, float32 ``[S]``, summed in float64."""
-    size = math.prod(memory_SMD.shape[1:])
-    rows_SX = memory_SMD.reshape(-1, size)
+    rows_SX = memory_SMD.reshape(-1, math.prod(memory_SMD.shape[1:]))
     norms_S = np.empty(len(rows_SX), np.float32)
-    block = max(1, _NORM_BLOCK_BYTES // (8 * size))
-    for start in range(0, len(rows_SX), block):
-        wide = rows_SX[start : start + block].astype(np.float64)
-        norms_S[start : start + block] = np.sqrt(np.einsum("sx,sx->s", wide, wide))
+    for rows in _row_blocks(memory_SMD):
+        wide = rows_SX[rows].astype(np.float64)
+        norms_S[rows] = np.sqrt(np.einsum("sx,sx->s", wide, wide))
     return norms_S
+
+
+def _row_blocks(memory_SMD: np.ndarray) -> Iterator[slice]:
+    block = max(1, _BLOCK_BYTES // (8 * math.prod(memory_SMD.shape[1:])))
+    return (slice(start, start + block) for start in range(0, len(memory_SMD), block))
 
 
 def _check_doc_ids(doc_ids: Sequence[str]) -> None:

@@ -45,13 +45,21 @@ class Shard:
 
 
 def serialize(table: pa.Table) -> pa.Buffer:
-    """The bytes of a shard file; equal tables give equal bytes."""
-    sink = pa.BufferOutputStream()
+    """The bytes of a shard file, writable; equal tables give equal bytes."""
     # One batch even of no rows: its presence is what tells an empty shard from a damaged one.
     columns = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in table.columns]
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=table.schema))
-    return sink.getvalue()
+    batch = pa.RecordBatch.from_arrays(columns, schema=table.schema)
+    # Measured first: a buffer that grows while it is written holds the bytes twice.
+    measure = pa.MockOutputStream()
+    _write_batch(measure, batch)
+    data = pa.allocate_buffer(measure.size())
+    _write_batch(pa.FixedSizeBufferWriter(data), batch)
+    return data
+
+
+def _write_batch(sink: pa.NativeFile, batch: pa.RecordBatch) -> None:
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def checksum(data: pa.Buffer) -> str:

@@ -40,16 +40,25 @@ def write_shard(store: StoreLocation, table: pa.Table, name: str) -> ShardInfo:
 
     Args:
         store: The store's path or URL; made if it does not exist.
-        table: What `StoreSchema.to_table` gave. It is held in memory twice while it is written.
+        table: What `StoreSchema.to_table` gave. It is held in memory twice while it is written; a
+            `ShardDraft` is not.
         name: Name of the shard, the same for the same documents.
 
     Raises:
         StoreError: A bad name, or other bytes under the name of a committed shard.
     """
+    return publish_shard(store, serialize(table), table.column("doc_id"), name)
+
+
+def publish_shard(store: StoreLocation, data: pa.Buffer, doc_ids: pa.Array | pa.ChunkedArray, name: str) -> ShardInfo:
+    """`write_shard` of the file's bytes: what `ShardDraft.finish` gave.
+
+    Raises:
+        StoreError: As `write_shard`.
+    """
     storage = open_storage(store)
     file = shard_file(name)
-    data = serialize(table)
-    info = describe(file, data, table.column("doc_id"))
+    info = describe(file, data, doc_ids)
     try:
         storage.publish(file, data, exclusive=True)
     except FileExistsError:
