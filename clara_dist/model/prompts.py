@@ -33,9 +33,9 @@ _FIELD = re.compile("\ue0c3(question|answer|text)\ue0c4")
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
 
 
-def _one_day(form: str) -> str:
-    """A date for templates that state today's: with the real one, prompts would be other ones every day."""
-    return datetime.date(2024, 7, 26).strftime(form)
+# Some templates state today's date; with the real one, prompts would be other ones every day.
+_TODAY = re.compile(r"""strftime_now\((["'])(.+?)\1\)""")
+_ONE_DAY = datetime.date(2024, 7, 26)
 
 
 def field(name: str) -> str:
@@ -123,7 +123,11 @@ class PromptTemplate:
             rendered = f"{self._tokenizer.bos_token or ''}{system}{texts['user']}\n\nAnswer:"
             return rendered if generation_prompt else f"{rendered} {texts['assistant']}{self._tokenizer.eos_token}"
         return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt, strftime_now=_one_day, **_NO_THINKING
+            messages,
+            chat_template=_TODAY.sub(lambda match: repr(_ONE_DAY.strftime(match[2])), self._tokenizer.chat_template),
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            **_NO_THINKING,
         )
 
     def _renders_system(self) -> bool:

@@ -22,7 +22,7 @@ from clara_dist.core import (
     top_k,
 )
 from clara_dist.model import ClaraModel
-from clara_dist.model.base import soft_cap
+from clara_dist.model.base import LogitsFinish
 from clara_dist.retrieval.bank import MemoryBank
 from clara_dist.training.batches import CompressionExamples, JointExamples, TextExamples, Totals
 
@@ -48,15 +48,13 @@ class BaseStep(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self._soft_cap = soft_cap(model)
+        self._finish_logits = LogitsFinish.of(model)
 
     def forward(self, batch: TextExamples, totals: Totals) -> StepOutput:
         prompts = batch.prompts
         hidden_BLD = self.model.base_model(input_ids=prompts.input_ids_BL, use_cache=False).last_hidden_state
         predicting_PD = hidden_BLD.flatten(0, 1)[prompts.predict_index_P]
-        logits_PV = self.model.get_output_embeddings()(predicting_PD)
-        if self._soft_cap is not None:
-            logits_PV = self._soft_cap * torch.tanh(logits_PV / self._soft_cap)
+        logits_PV = self._finish_logits(self.model.get_output_embeddings()(predicting_PD))
         loss = mean_answer_loss(token_nll(logits_PV, prompts.labels_P), totals.answer_tokens)
         return StepOutput(loss, {}, [])
 
