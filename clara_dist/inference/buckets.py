@@ -29,3 +29,26 @@ def length_buckets(lengths: Sequence[int], max_batch_tokens: int) -> list[list[i
             batches.append([])
         batches[-1].append(row)
     return batches
+
+
+def packed_groups(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
+    """Group rows that stand end to end, in their order: nothing is padded, so only the sum of a group counts.
+
+    Args:
+        lengths: Tokens of each row.
+        max_batch_tokens: Upper bound of a group's tokens. A longer row gets a group of its own.
+
+    Returns:
+        Row indices of each group; every row occurs once.
+    """
+    if max_batch_tokens < 1:
+        raise ConfigError("max_batch_tokens must be positive", got=max_batch_tokens)
+    groups: list[list[int]] = []
+    total = 0
+    for row, length in enumerate(lengths):
+        if not groups or total + length > max_batch_tokens:
+            groups.append([])
+            total = 0
+        groups[-1].append(row)
+        total += length
+    return groups

@@ -1,7 +1,7 @@
 """Token batches.
 
-Both are padded on the RIGHT. A causal model never looks right, so padding needs no attention mask: every real position
-sees exactly its own text, and the attention kernel keeps its mask-free causal path.
+`TextBatch` and `PromptBatch` are padded on the RIGHT. A causal model never looks right, so padding needs no attention
+mask: every real position sees exactly its own text, and the attention kernel keeps its mask-free causal path.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tenso
     return ids_BL, lengths_B
 
 
+def _send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """To a GPU without waiting for what it still computes, which a copy from pageable memory does."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class TextBatch:
     """Input of the compressor or the query reasoner.
@@ -41,7 +48,38 @@ class TextBatch:
         return cls(*pad_right(rows, pad_id))
 
     def to(self, device: torch.device | str) -> TextBatch:
-        return TextBatch(self.input_ids_BL.to(device), self.lengths_B.to(device))
+        return TextBatch(_send(self.input_ids_BL, device), _send(self.lengths_B, device))
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """`TextBatch` without padding: B texts end to end in one row, for attention kernels that take their borders.
+
+    Attributes:
+        input_ids_1L: int64, L the tokens of all texts.
+        position_ids_1L: int64, from 0 in each text.
+        borders: int32 ``[B + 1]``, where each text starts, and the end of the last one.
+        longest: Tokens of the longest text.
+    """
+
+    input_ids_1L: Tensor
+    position_ids_1L: Tensor
+    borders: Tensor
+    longest: int
+
+    @classmethod
+    def from_ids(cls, rows: Sequence[Sequence[int]]) -> PackedTexts:
+        lengths_B = torch.tensor([len(row) for row in rows])
+        borders = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0))
+        ids_L = torch.tensor([token for row in rows for token in row])
+        positions_L = torch.arange(len(ids_L)) - borders[:-1].repeat_interleave(lengths_B)
+        return cls(ids_L[None], positions_L[None], borders.to(torch.int32), int(lengths_B.max()))
+
+    def to(self, device: torch.device | str) -> PackedTexts:
+        ids_1L, positions_1L, borders = (
+            _send(t, device) for t in (self.input_ids_1L, self.position_ids_1L, self.borders)
+        )
+        return PackedTexts(ids_1L, positions_1L, borders, self.longest)
 
 
 @dataclass(frozen=True)

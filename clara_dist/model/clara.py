@@ -7,18 +7,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
 
 from clara_dist.config.model import ClaraConfig, Dtype, Role
 from clara_dist.core.losses import token_nll
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
-from clara_dist.model.batch import PromptBatch, TextBatch
+from clara_dist.model.batch import PackedTexts, PromptBatch, TextBatch
 from clara_dist.model.identity import base_identity, hash_tensors
 from clara_dist.model.roles import RoleSwitch
 from clara_dist.model.tokens import ClaraTokenizer
@@ -248,15 +249,19 @@ class ClaraModel(nn.Module):
         added = table[(ids_BL - first).clamp(min=0)]
         return torch.where(is_added.unsqueeze(-1), added, known)
 
-    def body(self, embeds_BLD: Tensor) -> Tensor:
+    def body(self, embeds_BLD: Tensor, **packing: Any) -> Tensor:
         """Hidden states ``[B, L, D]`` after the final norm; causal, no LM head, no cache, under the active role.
+
+        Args:
+            embeds_BLD: Input embeddings.
+            packing: Where the texts of a packed row begin and end, as transformers' attention takes it.
 
         Raises:
             ModelError: No role is active. PEFT would run whichever ran last.
         """
         if self.roles.active is None:
             raise ModelError("no role is active", hint="call it inside `with clara.role(...)`")
-        return self.base.base_model(inputs_embeds=embeds_BLD, use_cache=False).last_hidden_state
+        return self.base.base_model(inputs_embeds=embeds_BLD, use_cache=False, **packing).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """LM head: ``[..., D] -> [..., V]``, added tokens included if the model has head rows for them.
@@ -286,6 +291,29 @@ class ClaraModel(nn.Module):
         # In fp32: a sum over hundreds of states can leave fp16's range.
         text_sum_BD = (hidden_BLD * is_text_BL.unsqueeze(-1)).sum(1, dtype=torch.float32)
         return Encoded(memory_BMD, text_sum_BD / starts_B.unsqueeze(1))
+
+    @property
+    def packs(self) -> bool:
+        """Whether the attention implementation reads packed texts without a mask: flash attention does."""
+        return is_flash_attention_requested(self.base.config)
+
+    def encode_packed(self, role: Role, texts: PackedTexts) -> Tensor:
+        """`encode` without padding: memories ``[B, M, D]`` of texts that stand in one row.
+
+        Equal to `encode` but for rounding, with every attention implementation; it is fast only where `packs`. Others
+        take the borders as an ``L x L`` mask.
+        """
+        with self.role(role):
+            hidden_1LD = self.body(
+                self.embed(texts.input_ids_1L),
+                position_ids=texts.position_ids_1L,
+                cu_seq_lens_q=texts.borders,
+                cu_seq_lens_k=texts.borders,
+                max_length_q=texts.longest,
+                max_length_k=texts.longest,
+            )
+        last_M = torch.arange(-self.n_memory_tokens, 0, device=texts.borders.device)
+        return hidden_1LD[0, texts.borders[1:, None] + last_M]
 
     def splice(self, ids_BL: Tensor, memory_index_S: Tensor, memory_TMD: Tensor | None) -> Tensor:
         """Prompt embeddings ``[B, L, D]`` with the memory slots overwritten by T memories, in order.

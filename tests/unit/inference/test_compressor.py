@@ -56,6 +56,35 @@ def test_buckets_change_nothing_but_rounding(tiny_clara_dir: Path, documents: li
     torch.testing.assert_close(bucketed, torch.cat(seen[1:]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_padded(tiny_clara_dir: Path, documents: list[tuple[str, str]], attention: str) -> None:
+    """What flash attention is given, run by implementations that make a mask of it."""
+    clara = ClaraModel.from_pretrained(tiny_clara_dir)
+    assert not clara.packs
+    clara.base.set_attn_implementation(attention)
+    compressor = DocumentCompressor(clara, max_batch_tokens=120, packed=True)
+    encoded = compressor.tokenize(documents)
+    groups = compressor.batches(encoded)
+    assert all(sum(len(encoded[row].ids) for row in rows) <= 120 for rows in groups)
+    assert [row for rows in groups for row in rows] == list(range(len(documents)))
+    with torch.inference_mode():
+        packed_SMD = torch.cat([compressor.forward([encoded[row].ids for row in rows]) for rows in groups])
+        compressor.packed = False
+        alone_SMD = torch.cat([compressor.forward([e.ids]) for e in encoded])
+    torch.testing.assert_close(packed_SMD, alone_SMD, rtol=0, atol=1e-5)
+
+
+def test_memories_are_written_where_the_caller_wants_them(
+    tiny_clara_dir: Path, documents: list[tuple[str, str]]
+) -> None:
+    compressor = DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir), max_batch_tokens=120)
+    room = np.full((len(documents) + 2, 3, 32), 7, np.float16)
+    n_batches = compressor.encode(compressor.tokenize(documents), room[1:-1])
+    assert n_batches == len(compressor.batches(compressor.tokenize(documents))) > 3
+    assert (room[[0, -1]] == 7).all()
+    np.testing.assert_array_equal(room[1:-1], compressor.compress(documents).memory_SMD)
+
+
 def compressor_order(compressor: DocumentCompressor, documents: list[tuple[str, str]]) -> list[int]:
     tokenizer = compressor.clara.tokenizer
     lengths = [len(tokenizer.encode_text(tokenizer.document_text(*d)).ids) for d in documents]
