@@ -1,31 +1,29 @@
-"""Where a memory store lives: a local directory, or any place that ``pyarrow.fs`` can address.
+"""Where a memory store lives: a local directory, or an object store.
 
-Both kinds offer the five things that the store needs: list, read, measure, publish, delete. Publishing is all or nothing for
-readers: a file appears under its name with all of its bytes, or not at all.
+Both kinds offer the five things that the store needs: list, read, measure, publish, delete. Publishing is all or
+nothing for readers: a file appears under its name with all of its bytes, or not at all.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import uuid
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
-from pyarrow import fs
 
 from clara_dist.errors import StoreError
 
 
-class Storage(Protocol):
-    """A store's files, by paths relative to the store."""
+class ReadableFiles(Protocol):
+    """Files to read, by paths relative to a place."""
 
-    url: str
-
-    def list_files(self, folder: str) -> list[str]:
-        """Names of the published files in ``folder``, sorted; empty if the folder does not exist."""
+    @property
+    def url(self) -> str:
+        """The place."""
         ...
 
     def size_bytes(self, file: str) -> int | None:
@@ -37,15 +35,31 @@ class Storage(Protocol):
 
         Raises:
             OSError: The file is missing or unreadable.
+            StoreError: The object store cannot be reached, or refuses.
         """
         ...
 
+
+class Storage(ReadableFiles, Protocol):
+    """A store's files, by paths relative to the store."""
+
+    def list_files(self, folder: str) -> list[str]:
+        """Names of the published files in ``folder``, sorted; empty if the folder does not exist."""
+        ...
+
     def publish(self, file: str, data: bytes | pa.Buffer, *, exclusive: bool) -> None:
-        """Make ``file`` appear, whole. With ``exclusive``, raise FileExistsError if it is already there."""
+        """Make ``file`` appear, whole.
+
+        Args:
+            file: Its path.
+            data: Its bytes.
+            exclusive: Of all who publish this file at once, one succeeds and the others get FileExistsError. An object
+                store may let two succeed that publish the very same bytes: write something unique where that matters.
+        """
         ...
 
     def delete(self, file: str) -> None:
-        """Remove ``file``; it is no error if it is not there. Who has it open or mapped can go on reading it."""
+        """Remove ``file``; it is no error if it is not there. Who has it mapped can go on reading it."""
         ...
 
 
@@ -56,18 +70,18 @@ def open_storage(location: StoreLocation) -> Storage:
     """Resolve a path or URL.
 
     Raises:
-        StoreError: The URL's scheme or bucket is not one that pyarrow can open.
+        StoreError: The URL is of no kind that can be opened, or carries credentials.
     """
     if not isinstance(location, (str, os.PathLike)):
         return location
     text = os.fspath(location)
-    if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", text):
+    if "://" not in text:
         return LocalStorage(text)
-    try:
-        filesystem, path = fs.FileSystem.from_uri(text)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise StoreError(f"cannot open the store location {text}", got=error) from error
-    return LocalStorage(path) if isinstance(filesystem, fs.LocalFileSystem) else RemoteStorage(filesystem, path, text)
+    if text.startswith("file://"):
+        return LocalStorage(unquote(urlsplit(text).path))
+    from clara_dist.store.remote import RemoteStorage  # only here: who stays local loads no client
+
+    return RemoteStorage.from_url(text)
 
 
 class LocalStorage:
@@ -137,41 +151,3 @@ def _sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class RemoteStorage:
-    """A folder of a ``pyarrow.fs`` file system, such as an S3 bucket.
-
-    An object appears when its upload completes, so publishing is whole here too. It is NOT exclusive: pyarrow offers no
-    conditional put, so ``exclusive`` is a look before the write, and of two writers that commit the same version within
-    that moment the last one wins. Let one job at a time write to a remote store. What is read is copied into memory.
-    """
-
-    def __init__(self, filesystem: fs.FileSystem, path: str, url: str) -> None:
-        self._filesystem = filesystem
-        self._path = path.rstrip("/")
-        self.url = url
-
-    def list_files(self, folder: str) -> list[str]:
-        entries = self._filesystem.get_file_info(fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True))
-        return sorted(e.base_name for e in entries if e.type == fs.FileType.File and not e.base_name.startswith("."))
-
-    def size_bytes(self, file: str) -> int | None:
-        entry = self._filesystem.get_file_info(f"{self._path}/{file}")
-        return entry.size if entry.type == fs.FileType.File else None
-
-    def open(self, file: str) -> pa.NativeFile:
-        return self._filesystem.open_input_file(f"{self._path}/{file}")
-
-    def publish(self, file: str, data: bytes | pa.Buffer, *, exclusive: bool) -> None:
-        target = f"{self._path}/{file}"
-        if exclusive and self.size_bytes(file) is not None:
-            raise FileExistsError(errno.EEXIST, "exists", target)
-        # Object stores have no folders; file systems behind the same interface (HDFS) need them.
-        self._filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
-        with self._filesystem.open_output_stream(target) as sink:
-            sink.write(data)
-
-    def delete(self, file: str) -> None:
-        if self.size_bytes(file) is not None:
-            self._filesystem.delete_file(f"{self._path}/{file}")

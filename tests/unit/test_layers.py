@@ -32,7 +32,7 @@ EXTERNAL = {
     "errors": set(),
     "config": {"pydantic", "yaml"},
     "core": {"torch"},
-    "store": {"numpy", "pyarrow"},
+    "store": {"numpy", "obstore", "pyarrow"},
     "client": {"httpx"},
 }
 RAY_USERS = {"distributed"}

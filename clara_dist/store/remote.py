@@ -1,0 +1,260 @@
+"""Object stores (``s3://``, ``gs://``), through one client for everything: obstore, which binds Rust's object_store.
+
+It has what a store's commit needs and ``pyarrow.fs`` lacks, a put on condition that the object is not there; and it
+retries what fails in passing: 5xx answers, resets, time-outs, and a body cut short, which it goes on reading where it
+ended. Every put is one request (no multipart upload), so a retry finds either nothing or the whole object.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import obstore
+import pyarrow as pa
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import GCSStore, S3Store
+
+from clara_dist.errors import StoreError
+
+# A shard of some hundred MB goes out in one request over a slow line; a dead line is found by the missing answer.
+_CLIENT = {"timeout": timedelta(minutes=15), "read_timeout": timedelta(minutes=3)}
+_RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}
+_CREDENTIALS = {
+    "s3": "the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role), AWS_REGION and the "
+    "endpoint (AWS_ENDPOINT_URL or ?endpoint_override=)",
+    "gs": "the credentials (GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account)",
+}
+_OPTIONS = {"s3": ("endpoint_override", "scheme", "region"), "gs": ("endpoint_override", "scheme")}
+
+
+@dataclass(frozen=True)
+class RemoteUrl:
+    """``SCHEME://BUCKET/PATH?OPTIONS``, taken apart. Options are those that ``pyarrow.fs`` has for such URLs.
+
+    Attributes:
+        scheme: ``s3`` or ``gs``.
+        bucket: The bucket.
+        path: Key of an object or of a folder in it, without slashes around it.
+        options: ``endpoint_override``, ``scheme`` (of the endpoint) and ``region``, as far as given.
+        query: The options as they were written, with the question mark.
+    """
+
+    scheme: str
+    bucket: str
+    path: str
+    options: dict[str, str]
+    query: str
+
+    @classmethod
+    def parse(cls, url: str) -> RemoteUrl:
+        """Take a URL apart.
+
+        Raises:
+            StoreError: Another scheme, no bucket, an unknown option; or credentials in the URL, whose text the message
+                does not repeat.
+        """
+        parts = urlsplit(url)
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        if parts.scheme not in _OPTIONS:
+            raise StoreError(f"cannot open {shown}", got=f"{parts.scheme}://", expected="a path, s3:// or gs://")
+        if "@" in parts.netloc:
+            raise StoreError(
+                f"the URL of {shown} carries credentials, which would end up in logs and reports",
+                hint=f"leave them out of the URL, and set {_CREDENTIALS[parts.scheme]}",
+            )
+        options = dict(parse_qsl(parts.query))
+        unknown = sorted(options.keys() - set(_OPTIONS[parts.scheme]))
+        if not parts.netloc or unknown or parts.fragment:
+            raise StoreError(
+                f"cannot understand the URL of {shown}",
+                got=f"options {', '.join(unknown)}" if unknown else None,
+                expected=f"{parts.scheme}://BUCKET/PATH, and of the options {', '.join(_OPTIONS[parts.scheme])}",
+                hint=f"set {_CREDENTIALS[parts.scheme]} in the environment" if unknown else None,
+            )
+        query = f"?{parts.query}" if parts.query else ""
+        return cls(parts.scheme, parts.netloc, unquote(parts.path).strip("/"), options, query)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.path}{self.query}"
+
+    @property
+    def endpoint(self) -> str | None:
+        """Address of the service, where it is not the usual one."""
+        given = self.options.get("endpoint_override")
+        if given is None or "://" in given:
+            return given
+        return f"{self.options.get('scheme', 'https')}://{given}"
+
+
+class RemoteStorage:
+    """A folder of a bucket.
+
+    Credentials, region and endpoint come from the environment (``AWS_*``, ``GOOGLE_*``) or the machine's role; what
+    the URL says of region and endpoint goes first. Reading asks for the ranges that are read, and copies them.
+    """
+
+    def __init__(self, client: Any, url: RemoteUrl) -> None:
+        self._client = client
+        self._url = url
+        self.url = str(url)
+
+    @classmethod
+    def from_url(cls, url: str) -> RemoteStorage:
+        """Open the folder that a URL names; nothing is asked of the service yet.
+
+        Raises:
+            StoreError: The URL or the environment's settings make no sense, or the URL carries credentials.
+        """
+        parsed = RemoteUrl.parse(url)
+        client: dict[str, Any] = dict(_CLIENT)
+        config: dict[str, Any] = {}
+        if parsed.endpoint is not None:
+            config["endpoint" if parsed.scheme == "s3" else "base_url"] = parsed.endpoint
+            client["allow_http"] = parsed.endpoint.startswith("http://")
+        if "region" in parsed.options:
+            config["region"] = parsed.options["region"]
+        make: Any = S3Store if parsed.scheme == "s3" else GCSStore
+        try:
+            store = make(
+                parsed.bucket, prefix=parsed.path or None, config=config, client_options=client, retry_config=_RETRY
+            )
+        except (BaseError, ValueError) as error:
+            raise StoreError(
+                f"cannot open {url}", got=_reason(error), hint=f"check {_CREDENTIALS[parsed.scheme]}"
+            ) from error
+        return cls(store, parsed)
+
+    def list_files(self, folder: str) -> list[str]:
+        with self._asking("list", folder):
+            entries = obstore.list_with_delimiter(self._client, folder or None)["objects"]
+        names = [entry["path"].rpartition("/")[2] for entry in entries]
+        return sorted(name for name in names if not name.startswith("."))
+
+    def list_tree(self, folder: str = "") -> dict[str, int]:
+        """All files in and below ``folder``, by their paths from here: sizes in bytes."""
+        with self._asking("list", folder):
+            pages = obstore.list(self._client, folder or None)
+            return {entry["path"]: entry["size"] for page in pages for entry in page}
+
+    def size_bytes(self, file: str) -> int | None:
+        try:
+            with self._asking("read", file):
+                return int(obstore.head(self._client, file)["size"])
+        except FileNotFoundError:
+            return None
+
+    def open(self, file: str) -> pa.NativeFile:
+        return pa.PythonFile(self.open_raw(file), mode="r")
+
+    def open_raw(self, file: str) -> io.RawIOBase:
+        """Open ``file`` as Python does. Raises what `open` raises, while reading too."""
+        size_bytes = self.size_bytes(file)
+        if size_bytes is None:
+            raise FileNotFoundError(f"there is no object {self._named(file)}")
+        return _RangeReader(self, file, size_bytes)
+
+    def read_range(self, file: str, start: int, length: int) -> obstore.Bytes:
+        """Bytes ``start`` to ``start + length`` of ``file``, which must have them."""
+        with self._asking("read", file):
+            data = obstore.get_range(self._client, file, start=start, length=length)
+        if len(data) != length:
+            raise StoreError(
+                f"{self._named(file)} changed while it was read", got=f"{len(data)} bytes", expected=f"{length} bytes"
+            )
+        return data
+
+    def publish(self, file: str, data: bytes | pa.Buffer, *, exclusive: bool) -> None:
+        content = memoryview(data).cast("B")
+        try:
+            with self._asking("write", file):
+                obstore.put(
+                    self._client, file, content, mode="create" if exclusive else "overwrite", use_multipart=False
+                )
+        except FileNotFoundError as error:
+            raise self._failure("write", file, error) from error
+        except AlreadyExistsError:
+            # Perhaps this very call stored it: the answer was lost, and the retry found the object there.
+            if not self._holds(file, content):
+                raise FileExistsError(f"{self._named(file)} exists") from None
+
+    def delete(self, file: str) -> None:
+        with self._asking("delete", file):
+            obstore.delete(self._client, file)
+
+    def _holds(self, file: str, data: memoryview) -> bool:
+        with self.open(file) as source:
+            return source.size() == len(data) and source.read_buffer().equals(pa.py_buffer(data))
+
+    def _named(self, file: str) -> str:
+        return f"{self._url.scheme}://" + "/".join(filter(None, (self._url.bucket, self._url.path, file)))
+
+    @contextmanager
+    def _asking(self, verb: str, file: str) -> Iterator[None]:
+        """Turn the client's errors into one that names the object and what to check."""
+        try:
+            yield
+        except AlreadyExistsError:
+            raise
+        except BaseError as error:
+            raise self._failure(verb, file, error) from error
+
+    def _failure(self, verb: str, file: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"cannot {verb} {self._named(file)}",
+            got=_reason(error),
+            hint=f"check the name of the bucket {self._url.bucket}, {_CREDENTIALS[self._url.scheme]}",
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What the client says, without the Rust structures that it appends."""
+    return str(error).partition("\n\nDebug source")[0]
+
+
+class _RangeReader(io.RawIOBase):
+    """An object as a file: every read is one request."""
+
+    def __init__(self, storage: RemoteStorage, file: str, size_bytes: int) -> None:
+        self._storage = storage
+        self._file = file
+        self._size_bytes = size_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._next(self._size_bytes if size is None or size < 0 else size))
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._next(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _next(self, size: int) -> memoryview:
+        length = max(0, min(size, self._size_bytes - self._position))
+        if not length:
+            return memoryview(b"")
+        data = memoryview(self._storage.read_range(self._file, self._position, length))
+        self._position += length
+        return data
