@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
