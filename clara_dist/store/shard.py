@@ -124,7 +124,19 @@ def read_batch(source: pa.NativeFile, schema: StoreSchema, columns: Sequence[str
     return batch
 
 
-def open_shard(storage: Storage, info: ShardInfo, schema: StoreSchema, row_offset: int) -> Shard:
+def documents_of(data: pa.Buffer) -> pa.RecordBatch:
+    """What a shard's bytes hold apart from what a model computed: the memories and their norms.
+
+    Raises:
+        pa.ArrowException, ValueError: The bytes are no shard. Call it inside `reading`.
+    """
+    reader = pa.ipc.open_file(data)
+    batch = reader.get_batch(0)
+    batch.validate()
+    return batch.drop_columns(["memory", "norm"])
+
+
+def open_shard(storage: ReadableFiles, info: ShardInfo, schema: StoreSchema, row_offset: int) -> Shard:
     """Map a shard and check what is cheap to check: its presence, size, columns and row count, but not its checksum.
 
     Raises:

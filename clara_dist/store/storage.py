@@ -75,13 +75,15 @@ def open_storage(location: StoreLocation) -> Storage:
     if not isinstance(location, (str, os.PathLike)):
         return location
     text = os.fspath(location)
-    if "://" not in text:
-        return LocalStorage(text)
-    if text.startswith("file://"):
-        return LocalStorage(unquote(urlsplit(text).path))
+    if not is_url(text):
+        return LocalStorage(unquote(urlsplit(text).path) if text.startswith("file://") else text)
     from clara_dist.store.remote import RemoteStorage  # only here: who stays local loads no client
 
     return RemoteStorage.from_url(text)
+
+
+# No space, over quota, larger than the limit of a file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LocalStorage:
@@ -109,9 +111,9 @@ class LocalStorage:
 
     def publish(self, file: str, data: bytes | pa.Buffer, *, exclusive: bool) -> None:
         target = self._path / file
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "xb") as sink:
                 sink.write(data)
                 sink.flush()
@@ -120,6 +122,14 @@ class LocalStorage:
                 _link(temporary, target)
             else:
                 os.replace(temporary, target)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise StoreError(
+                f"disk full at {target.parent}, {memoryview(data).nbytes} bytes needed",
+                got=error.strerror,
+                hint="free some space and run the command again: what is finished stays",
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
         _sync_directory(target.parent)

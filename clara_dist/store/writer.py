@@ -22,7 +22,7 @@ from clara_dist.store.manifest import (
 from clara_dist.store.schema import StoreSchema
 from clara_dist.store.shard import (
     describe,
-    file_checksum,
+    documents_of,
     find_duplicates,
     read_batch,
     read_doc_ids,
@@ -35,17 +35,19 @@ from clara_dist.store.storage import Storage, StoreLocation, open_storage
 def write_shard(store: StoreLocation, table: pa.Table, name: str) -> ShardInfo:
     """Write one shard, whole or not at all. No version of the store sees it before a commit lists it.
 
-    Writing the same name again replaces the shard, so a task that is retried leaves one file. A shard that a version
-    already lists is immutable: the same bytes are accepted, other bytes are refused.
+    Of all who write the same name, at once or one after the other, the first one wins: a published shard never
+    changes, so what was said of it stays true. The others get the description of what is there, which holds the same
+    documents; their memories may differ by rounding, where another kind of processor computed them.
 
     Args:
         store: The store's path or URL; made if it does not exist.
         table: What `StoreSchema.to_table` gave. It is held in memory twice while it is written; a
             `ShardDraft` is not.
-        name: Name of the shard, the same for the same documents.
+        name: Name of the shard, the same for the same documents and the same model.
 
     Raises:
-        StoreError: A bad name, or other bytes under the name of a committed shard.
+        StoreError: A bad name, or other documents under this name.
+        CorruptStoreError: A damaged file under this name.
     """
     return publish_shard(store, serialize(table), table.column("doc_id"), name)
 
@@ -58,20 +60,24 @@ def publish_shard(store: StoreLocation, data: pa.Buffer, doc_ids: pa.Array | pa.
     """
     storage = open_storage(store)
     file = shard_file(name)
-    info = describe(file, data, doc_ids)
     try:
         storage.publish(file, data, exclusive=True)
     except FileExistsError:
-        if storage.size_bytes(file) == info.size_bytes and file_checksum(storage, file) == info.checksum:
-            return info
-        for version in versions(storage):
-            if any(shard.file == file for shard in read_manifest(storage, version).shards):
-                raise StoreError(
-                    f"the shard {file} of the store {storage.url} belongs to version {version} and may not change",
-                    hint="write the new documents under another shard name",
-                ) from None
-        storage.publish(file, data, exclusive=False)
-    return info
+        return _published_before(storage, file, data)
+    return describe(file, data, doc_ids)
+
+
+def _published_before(storage: Storage, file: str, data: pa.Buffer) -> ShardInfo:
+    with reading(storage.url, file):
+        with storage.open(file) as source:
+            found = source.read_buffer()
+        documents = documents_of(found)
+    if not documents.equals(documents_of(data)):
+        raise StoreError(
+            f"the shard {file} of the store {storage.url} holds other documents and may not change",
+            hint="write these documents under another shard name",
+        )
+    return describe(file, found, documents.column("doc_id"))
 
 
 def shard_names(store: StoreLocation) -> list[str]:

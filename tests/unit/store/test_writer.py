@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,17 +63,55 @@ def test_writing_a_unit_again_changes_nothing(tmp_path: Path):
     assert describe_shard(tmp_path, SCHEMA, "unit-7") == first
 
 
-def test_an_uncommitted_shard_may_be_replaced_a_committed_one_may_not(tmp_path: Path):
-    old, new = random_memory(3, seed=1), random_memory(3, seed=2)
-    write_rows(tmp_path, "unit", old)
-    replaced = write_rows(tmp_path, "unit", new)
-    commit(tmp_path, SCHEMA, FINGERPRINT, [replaced])
-    assert write_rows(tmp_path, "unit", new) == replaced
-    before = (tmp_path / "shards/unit.arrow").read_bytes()
-    with pytest.raises(StoreError, match="belongs to version 1"):
-        write_rows(tmp_path, "unit", old)
-    assert (tmp_path / "shards/unit.arrow").read_bytes() == before
+def test_of_two_that_write_the_same_documents_the_first_wins_and_both_describe_its_file(tmp_path: Path):
+    first, rounded = random_memory(3, seed=1), random_memory(3, seed=1)
+    rounded[2, 1, 7] *= 1.01
+    info = write_rows(tmp_path, "unit", first)
+    assert write_rows(tmp_path, "unit", rounded) == info
+    commit(tmp_path, SCHEMA, FINGERPRINT, [info])
     assert verify(tmp_path).ok
+    np.testing.assert_array_equal(MemoryStore.open(tmp_path).take_memory(np.arange(3)), first)
+
+
+def test_a_shard_takes_no_other_documents_and_no_damage_for_its_own(tmp_path: Path):
+    write_rows(tmp_path, "unit", random_memory(3))
+    path = tmp_path / "shards/unit.arrow"
+    before = path.read_bytes()
+    for changes in ({"first": 1}, {"metadata": [{}] * 3}, {"doc_ids": ["doc-0", "doc-2", "doc-1"]}):
+        with pytest.raises(StoreError, match="holds other documents"):
+            write_rows(tmp_path, "unit", random_memory(3), **changes)
+    with pytest.raises(StoreError, match="holds other documents"):
+        write_rows(tmp_path, "unit", random_memory(2))
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-40])
+    with pytest.raises(CorruptStoreError, match=r"unit\.arrow"):
+        write_rows(tmp_path, "unit", random_memory(3))
+
+
+def write_together(store: str, seed: int, start: Any, found: Any) -> None:
+    memory = random_memory(50, seed=1)
+    memory += np.float16(seed) * np.float16(2**-12)  # stands for another processor's rounding
+    for number in range(20):
+        start.wait()
+        found.put((number, write_rows(Path(store), f"unit-{number}", memory, first=50 * number)))
+
+
+def test_processes_that_publish_the_same_shard_at_the_same_moment(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    start, found = context.Barrier(3), context.Queue()
+    writers = [context.Process(target=write_together, args=(str(tmp_path), seed, start, found)) for seed in range(3)]
+    for writer in writers:
+        writer.start()
+    answers = [found.get(timeout=60) for _ in range(60)]
+    for writer in writers:
+        writer.join()
+    infos: dict[int, set[ShardInfo]] = {}
+    for number, info in answers:
+        infos.setdefault(number, set()).add(info)
+    assert {len(told) for told in infos.values()} == {1}, "all writers describe the same bytes"
+    commit(tmp_path, SCHEMA, FINGERPRINT, [infos[number].pop() for number in range(20)])
+    assert verify(tmp_path).ok
+    assert len(files_of(tmp_path)) == 21
 
 
 def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -79,7 +119,7 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StoreError, match=rf"disk full at {tmp_path}/shards, \d{{4}} bytes needed"):
         write_rows(tmp_path, "unit", random_memory(3))
     assert files_of(tmp_path) == []
 
@@ -206,7 +246,8 @@ def test_an_empty_shard_and_an_empty_store_are_legal(tmp_path: Path):
     assert verify(tmp_path).ok
 
 
-def test_a_remote_store_has_the_bytes_of_a_local_one(tmp_path: Path):
+def test_a_remote_store_has_the_bytes_of_a_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLARA_CACHE_DIR", str(tmp_path / "cache"))
     memory = random_memory(5)
     remote = RemoteStorage(LocalStore(prefix=tmp_path), RemoteUrl.parse("s3://bucket/store"))
     shards = [write_rows(remote, "a", memory[:2]), write_rows(remote, "b", memory[2:], first=2)]  # type: ignore[arg-type]
