@@ -11,15 +11,12 @@ import os
 from fnmatch import fnmatchcase
 from typing import BinaryIO, cast
 
-from clara_dist.store.storage import open_storage
+from clara_dist.store.storage import is_url, open_storage
+
+__all__ = ["glob", "is_folder", "is_url", "join", "open_input", "size_bytes", "split", "write"]
 
 # One request per buffer: at 30 ms a request, 8 MiB keeps a 1 GbE line full when a file is read from end to end.
 _BUFFER_BYTES = 8 << 20
-
-
-def is_url(path: str) -> bool:
-    """Whether ``path`` names an object store."""
-    return "://" in path and not path.startswith("file://")
 
 
 def split(path: str) -> tuple[str, str]:

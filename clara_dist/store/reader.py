@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clara_dist.errors import StoreError
+from clara_dist.store.cache import local_shards
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.ids import IdIndex
 from clara_dist.store.manifest import Manifest, read_manifest
@@ -42,8 +43,8 @@ class MemoryStore:
     """One version of a memory store, open for reading.
 
     Documents have row numbers 0 .. n_documents - 1, over the shards in manifest order. The version never changes under
-    an open store, whatever is committed meanwhile. A local store takes no memory of its own: arrays are views of the
-    mapped files, which all processes of a machine share. A remote store is copied into memory.
+    an open store, whatever is committed meanwhile. It takes no memory of its own: arrays are views of the mapped files,
+    which all processes of a machine share. Those of a remote store are copies in the machine's cache (`store.cache`).
 
     Pickling keeps the location and the version; the copy opens the files itself.
     """
@@ -61,14 +62,15 @@ class MemoryStore:
         Raises:
             StoreError: There is no store, or no such version.
             CorruptStoreError: The manifest or a shard is missing, truncated or unreadable. Bytes are not compared with
-                their checksums here; `verify` does that.
+                their checksums here, but those that are downloaded; `verify` does that.
         """
         storage = open_storage(store)
         manifest = read_manifest(storage, version)
+        files = local_shards(storage, manifest.shards)
         shards: list[Shard] = []
         offset = 0
         for info in manifest.shards:
-            shards.append(open_shard(storage, info, manifest.schema, offset))
+            shards.append(open_shard(files, info, manifest.schema, offset))
             offset += info.rows
         return cls(storage.url, manifest, shards)
 

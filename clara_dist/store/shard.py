@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from clara_dist.errors import CorruptStoreError, StoreError
 from clara_dist.store.manifest import ShardInfo
 from clara_dist.store.schema import StoreSchema
-from clara_dist.store.storage import Storage
+from clara_dist.store.storage import ReadableFiles
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def checksum(data: pa.Buffer) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def file_checksum(storage: Storage, file: str) -> str:
+def file_checksum(storage: ReadableFiles, file: str) -> str:
     """The checksum of a stored file's bytes. Raises OSError."""
     with storage.open(file) as source:
         return checksum(source.read_buffer())
@@ -154,7 +154,7 @@ def open_shard(storage: ReadableFiles, info: ShardInfo, schema: StoreSchema, row
         )
 
 
-def read_doc_ids(storage: Storage, info: ShardInfo, schema: StoreSchema) -> pa.StringArray:
+def read_doc_ids(storage: ReadableFiles, info: ShardInfo, schema: StoreSchema) -> pa.StringArray:
     """The ids of one shard, checked as in `open_shard`, without reading its memories.
 
     Raises:
@@ -164,7 +164,7 @@ def read_doc_ids(storage: Storage, info: ShardInfo, schema: StoreSchema) -> pa.S
 
 
 def _read_checked(
-    storage: Storage, info: ShardInfo, schema: StoreSchema, columns: Sequence[str] | None = None
+    storage: ReadableFiles, info: ShardInfo, schema: StoreSchema, columns: Sequence[str] | None = None
 ) -> pa.RecordBatch:
     with reading(storage.url, info.file):
         size_bytes = storage.size_bytes(info.file)

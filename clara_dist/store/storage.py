@@ -63,6 +63,11 @@ class Storage(ReadableFiles, Protocol):
         ...
 
 
+def is_url(path: str) -> bool:
+    """Whether a path names an object store, not a file of this machine."""
+    return "://" in path and not path.startswith("file://")
+
+
 StoreLocation = str | os.PathLike[str] | Storage
 
 
