@@ -106,14 +106,10 @@ class ShardCache:
         with self._writing(), _lone(path.with_suffix(_PART)) as part:
             if path.exists():
                 return  # another process was faster
-            try:
-                found = _copy(storage, shard, part)
-                if found != shard.checksum:
-                    raise _damaged(storage, shard, f"{part.tell()} bytes with checksum {found}")
-                os.replace(part.name, path)
-            except BaseException:
-                os.unlink(part.name)
-                raise
+            found = _copy(storage, shard, part)
+            if found != shard.checksum:
+                raise _damaged(storage, shard, f"{part.tell()} bytes with checksum {found}")
+            os.replace(part.name, path)
 
     def _make_room(self, n_bytes: int, keep: dict[Path, ShardInfo]) -> None:
         """Delete the shards that were used longest ago until ``n_bytes`` more fit, but none of ``keep``.
@@ -206,21 +202,29 @@ def _remove(path: Path) -> bool:
 
 @contextmanager
 def _lone(path: Path) -> Iterator[BinaryIO]:
-    """An empty file that this process alone writes; it waits for another that does.
+    """An empty file that this process alone writes; it waits for another that does. Unless renamed, it goes at the end.
 
-    The lock is on the partial file itself, and the kernel drops it with its holder: nothing is left to clean up.
+    The lock is on the file itself, and the kernel drops it with its holder, so a killed process is in nobody's way.
     """
     while True:
         with open(path, "ab") as part:
             fcntl.flock(part, fcntl.LOCK_EX)
+            if not _is_still(part, path):
+                continue  # the holder that was waited for renamed or deleted this very file
             try:
-                mine = os.path.samestat(os.fstat(part.fileno()), os.stat(path))
-            except FileNotFoundError:
-                mine = False
-            if mine:  # else the holder that was waited for renamed or deleted this very file
                 part.truncate(0)
                 yield part
-                return
+            finally:
+                if _is_still(part, path):
+                    path.unlink()
+            return
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _copy(storage: Storage, shard: ShardInfo, part: BinaryIO) -> str:

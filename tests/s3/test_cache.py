@@ -110,7 +110,7 @@ def test_a_flipped_bit_never_gets_into_the_cache(url: str, proxy: FaultProxy) ->
 
 def test_a_missing_shard_is_named(url: str) -> None:
     open_storage(url).delete("shards/unit-00001.arrow")
-    with pytest.raises(CorruptStoreError, match="shard shards/unit-00001.arrow of the store .* is damaged"):
+    with pytest.raises(CorruptStoreError, match=r"unit-00001\.arrow of the store .* is damaged"):
         MemoryStore.open(url)
 
 
