@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -67,6 +68,7 @@ class Manifest:
         shards: All shards of this version.
         writer: Free facts about the job that wrote it (JSON-able).
         created_at: UTC time, ISO 8601.
+        commit_id: Unlike that of any other commit, so that a writer can tell its own manifest from another's.
     """
 
     version: int
@@ -76,6 +78,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     writer: Mapping[str, Any] = field(default_factory=dict)
     created_at: str = ""
+    commit_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def n_documents(self) -> int:
@@ -92,6 +95,7 @@ class Manifest:
             "version": self.version,
             "parent": self.parent,
             "created_at": self.created_at,
+            "commit_id": self.commit_id,
             "writer": dict(self.writer),
             "fingerprint": dict(self.fingerprint.fields),
             "n_memory_tokens": self.schema.n_memory_tokens,
@@ -132,6 +136,7 @@ class Manifest:
             shards=tuple(ShardInfo(**shard) for shard in body["shards"]),
             writer=body["writer"],
             created_at=body["created_at"],
+            commit_id=body.get("commit_id", ""),  # older stores have none
         )
         for shard in manifest.shards:
             if not _SHARD_FILE.fullmatch(shard.file):
