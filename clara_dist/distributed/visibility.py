@@ -1,4 +1,4 @@
-"""Does every node of the cluster see the files that a job reads, and the directory that it writes?"""
+"""Does every node of the cluster see the files that a job reads, and the place that it writes?"""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import os
 import socket
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from clara_dist.errors import ClusterError
+from clara_dist.errors import ClaraError, ClusterError
+from clara_dist.store import files
+from clara_dist.store.storage import open_storage
 
 
-def require_visible(readable: Sequence[str], writable_dir: str | None) -> None:
+def require_visible(readable: Sequence[str], writable: str | None) -> None:
     """Look from every node that the cluster has now.
 
     Args:
-        readable: Local paths that must exist.
-        writable_dir: Directory that must be the driver's own and writable; made if it does not exist. None: not asked.
+        readable: Paths or URLs that must exist.
+        writable: Directory or URL that must be the driver's own and writable; a directory is made if it does not exist.
+            None: not asked.
 
     Raises:
         ClusterError: Naming the nodes and what they miss; or a node was lost meanwhile.
+        StoreError: The driver itself may not write there.
     """
-    marker = None
-    if writable_dir is not None:
-        # A directory of the same name on a node's own disk must not pass: the marker tells them apart.
-        Path(writable_dir).mkdir(parents=True, exist_ok=True)
-        marker = Path(writable_dir) / f".marker-{uuid.uuid4().hex}"
-        marker.touch()
+    # A directory of the same name on a node's own disk must not pass: the marker tells them apart.
+    marker = None if writable is None else (writable, f".marker-{uuid.uuid4().hex}")
+    if marker is not None:
+        open_storage(marker[0]).publish(marker[1], b"", exclusive=True)
     try:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         look = ray.remote(num_cpus=0)(missing_paths)
         refs = [
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                list(readable), None if marker is None else str(marker)
+                list(readable), marker
             )
             for node in nodes
         ]
@@ -45,23 +46,50 @@ def require_visible(readable: Sequence[str], writable_dir: str | None) -> None:
         raise ClusterError("a node was lost while it was looked at", got=error, hint="try again") from error
     finally:
         if marker is not None:
-            marker.unlink(missing_ok=True)
+            open_storage(marker[0]).delete(marker[1])
     if missing:
         raise ClusterError(
             "some nodes do not see what the job needs",
             got="; ".join(missing),
-            hint="check the paths; on a cluster, all nodes must mount them at the same place",
+            hint="check the paths; on a cluster, all nodes must mount them at the same place, and object stores need "
+            "their credentials in the environment of every node",
         )
 
 
-def missing_paths(readable: Sequence[str], marker: str | None) -> list[str]:
-    """What this node lacks, as lines that name it; empty if nothing."""
+def missing_paths(readable: Sequence[str], marker: tuple[str, str] | None) -> list[str]:
+    """What this node lacks, as lines that name it; empty if nothing.
+
+    Args:
+        readable: Paths or URLs that must exist.
+        marker: Folder or URL, and name of the file that the driver left in it.
+    """
     host = socket.gethostname()
-    missing = [f"{host}: no {path}" for path in readable if not os.path.exists(path)]
+    missing = []
+    for path in readable:
+        try:
+            if not _exists(path):
+                missing.append(f"{host}: no {path}")
+        except ClaraError as error:
+            missing.append(f"{host}: {error.what} ({error.got})")
     if marker is not None:
-        folder = os.path.dirname(marker)
-        if not os.path.exists(marker):
-            missing.append(f"{host}: {folder} is not the driver's directory")
-        elif not os.access(folder, os.W_OK):
-            missing.append(f"{host}: {folder} is not writable")
+        missing += [f"{host}: {line}" for line in _not_writable(*marker)]
     return missing
+
+
+def _exists(path: str) -> bool:
+    if files.is_url(path):
+        return files.size_bytes(path) is not None or files.is_folder(path)
+    return os.path.exists(path)
+
+
+def _not_writable(folder: str, marker: str) -> list[str]:
+    storage = open_storage(folder)
+    try:
+        if storage.size_bytes(marker) is None:
+            return [f"{folder} is not the driver's"]
+        storage.publish(marker, b"", exclusive=False)
+    except OSError as error:
+        return [f"{folder} is not writable ({error.strerror})"]
+    except ClaraError as error:
+        return [f"{error.what} ({error.got})"]
+    return []
