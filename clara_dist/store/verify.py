@@ -120,6 +120,20 @@ def verify(store: StoreLocation, version: int | None = None) -> VerifyReport:
     )
 
 
+@dataclass(frozen=True)
+class _Fetched:
+    """A file of a store, read once for all checks: the mapping of a local one, the bytes of a remote one."""
+
+    url: str
+    data: pa.Buffer
+
+    def size_bytes(self, file: str) -> int:
+        return self.data.size
+
+    def open(self, file: str) -> pa.NativeFile:
+        return pa.BufferReader(self.data)
+
+
 def verify_shard(
     storage: Storage, shard_info: ShardInfo, schema: StoreSchema
 ) -> tuple[pa.StringArray | None, list[Problem]]:
@@ -130,8 +144,10 @@ def verify_shard(
     """
     file = shard_info.file
     try:
-        shard = open_shard(storage, shard_info, schema, row_offset=0)
-        found = file_checksum(storage, file)
+        with storage.open(file) as source:
+            fetched = _Fetched(storage.url, source.read_buffer())
+        shard = open_shard(fetched, shard_info, schema, row_offset=0)
+        found = file_checksum(fetched, file)
         if found != shard_info.checksum:
             # The contents of bytes that are known to be wrong say nothing more.
             return None, [
@@ -140,6 +156,8 @@ def verify_shard(
         shard.batch.validate(full=True)
     except CorruptStoreError as error:
         return None, [Problem(file, error.got or error.what)]
+    except FileNotFoundError:
+        return None, [Problem(file, "the file is missing")]
     except (pa.ArrowException, OSError) as error:
         return None, [Problem(file, f"{type(error).__name__}: {error}")]
     return shard.doc_ids, [Problem(file, what) for what in _wrong_contents(shard)]
