@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import logging
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
-from ray.exceptions import RayError, UserCodeException
+from ray.util.annotations import RayDeprecationWarning
 
+from clara_dist.distributed.stall import StallWatch
 from clara_dist.errors import ClaraError, ClusterError
 
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
 logger = logging.getLogger(__name__)
+
+_RETRIES = 2  # of a task whose actor was lost, within a round
+_INIT_DEATHS = 10  # in a row: a lost node can take several actors that are just starting
+_HOPELESS = 8  # failures per actor of a round that finishes nothing
+_SHOWN = 5
 
 
 class Mapper(Protocol):
@@ -39,20 +49,31 @@ def map_serially(
 class ActorPool:
     """The `Mapper` on Ray Data: a pool of actors, one task per block, so that one task is what a failure costs.
 
-    Ray Data restarts a lost actor and gives its task to another one. An execution that breaks as a whole (a lost node
-    can do that) is started again with the tasks that have no result yet, so a worker must be idempotent.
+    Within a round, which is one execution of Ray Data, a lost actor is replaced and its task given out again. What a
+    round leaves undone (tasks that lost their actor again and again, that failed in an unforeseen way, or that a
+    broken execution never reached) goes into another round, as long as rounds finish anything. Tasks that are left
+    when a whole round has finished none run alone, one after the other: one that kills its worker takes no other
+    along. So a task may run more than once, even twice at the same time; a worker must make that harmless.
 
     Attributes:
         size: Actors.
+        min_size: The pool starts with so many actors, and grows up to ``size`` while all of them are busy and the
+            cluster has, or gets, room; None: it always has ``size``.
         num_cpus: CPUs of each actor.
         num_gpus: GPUs of each actor.
-        attempts: Executions before giving up.
+        concurrent_tasks: Tasks that an actor works on at the same time, each in a thread of its own; the worker then
+            says itself, by locks, what of it must not run twice.
+        patience: Rounds in a row that finish nothing, before giving up.
+        stall_s: A round ends when all it waits for are lost actors, and none of them is back after so many seconds.
     """
 
     size: int = 1
+    min_size: int | None = None
     num_cpus: float = 1
     num_gpus: float = 0
-    attempts: int = 3
+    concurrent_tasks: int = 1
+    patience: int = 3
+    stall_s: float = 60.0
 
     def __call__(
         self, worker: Callable[..., Callable[[TaskT], ResultT]], arguments: Mapping[str, Any], tasks: Sequence[TaskT]
@@ -60,69 +81,129 @@ class ActorPool:
         """See `Mapper`.
 
         Raises:
-            ClaraError: What a worker raised.
-            ClusterError: Ray failed in every attempt, or a worker raised what it should not.
+            ClaraError: What a worker raised on purpose; at once.
+            ClusterError: Some tasks could not be done; the message names them. All others are finished.
         """
         todo = dict(enumerate(tasks))
-        for attempt in range(1, self.attempts + 1):
+        fruitless, alone = 0, False
+        while todo:
+            n_left = len(todo)
+            failures: dict[int, str] = {}
+            broken: Exception | None = None
             try:
-                for index, result in self._execute(worker, arguments, todo):
-                    # A task that ran twice (its actor was lost after the work was done) counts once.
-                    if todo.pop(index, None) is not None:
+                for index, result, failure in self._round(worker, arguments, todo, alone=alone):
+                    if failure is not None:
+                        failures[index] = failure
+                        if len(todo) == n_left and len(failures) >= _HOPELESS * self.size:
+                            break  # nothing works; the same failure thousands of times tells no more
+                    elif todo.pop(index, None) is not None:  # a task that ran twice counts once
                         yield index, result
-                break
-            except UserCodeException as error:
-                raise ClusterError("a worker failed", got=error) from error
-            except RayError as error:
-                logger.warning("Ray failed (attempt %d of %d): %s", attempt, self.attempts, error)
-                if attempt == self.attempts:
-                    raise ClusterError(
-                        f"Ray failed {self.attempts} times", got=error, hint="run the command again: it resumes"
-                    ) from error
-        if todo:
-            raise ClusterError("Ray returned no result for some tasks", got=f"{len(todo)} of {len(tasks)} missing")
+                else:
+                    alone = len(todo) == n_left  # every one of them was tried, none was done
+            except ClaraError:
+                raise
+            except Exception as error:  # whatever it is, it comes from Ray: a worker's failures are values
+                broken = error
+            fruitless = fruitless + 1 if len(todo) == n_left else 0
+            if todo:
+                logger.warning("%d of %d tasks are left: %s", len(todo), len(tasks), _reason(failures, broken))
+            if fruitless == self.patience:
+                cause = broken or (RuntimeError(next(iter(failures.values()))) if failures else None)
+                raise _given_up(todo, failures, broken, self.patience) from cause
+            if fruitless:
+                time.sleep(2**fruitless)  # for a cluster that is in trouble
 
-    def _execute(
+    def _round(
         self,
         worker: Callable[..., Callable[[TaskT], ResultT]],
         arguments: Mapping[str, Any],
         todo: Mapping[int, TaskT],
-    ) -> Iterator[tuple[int, ResultT]]:
-        if not todo:
-            return
-        _quiet()
+        *,
+        alone: bool,
+    ) -> Iterator[tuple[int, Any, str | None]]:
+        """One execution: index, result and unforeseen failure of the tasks that did not lose their actor."""
+        _set_context()
         rows = [{"index": index, "task": task} for index, task in todo.items()]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _RowWorker,
-            fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments)},
-            compute=ray.data.ActorPoolStrategy(size=min(self.size, len(rows))),
-            num_cpus=self.num_cpus,
-            num_gpus=self.num_gpus,
-        )
+        with warnings.catch_warnings():
+            # The only way yet to bound the retries of an actor's task; without a bound a deadly task has no end.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                _RowWorker,
+                fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments)},
+                compute=self._strategy(len(rows), alone=alone),
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+                max_task_retries=0 if alone else _RETRIES,
+            )
+        # A task that loses its actor beyond the retries becomes a missing row instead of the end of all.
+        dataset.context.max_errored_blocks = -1
+        dataset.context.max_consecutive_actor_init_deaths = _INIT_DEATHS
+        dataset.context.custom_execution_callback_classes = [partial(StallWatch, self.stall_s)]
         for row in dataset.iter_rows():
-            if row["error"] is not None:
-                raise row["error"]
-            yield row["index"], row["result"]
+            if isinstance(row["failure"], ClaraError):
+                raise row["failure"]
+            yield row["index"], row["result"], row["failure"]
+
+    def _strategy(self, n_tasks: int, *, alone: bool) -> ray.data.ActorPoolStrategy:
+        if alone:
+            return ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1)
+        size = min(self.size, n_tasks)
+        return ray.data.ActorPoolStrategy(
+            min_size=min(self.min_size or size, size),
+            max_size=size,
+            # One is under way while another runs, but no more: what waits for one actor is missed by an idle one.
+            max_tasks_in_flight_per_actor=max(2, self.concurrent_tasks),
+            max_concurrent_calls_per_actor=self.concurrent_tasks,
+            enable_true_multi_threading=self.concurrent_tasks > 1,
+        )
 
 
 class _RowWorker(Generic[TaskT, ResultT]):
-    """A worker behind rows. Expected errors travel as values: Ray would hand them on as text in a traceback."""
+    """A worker behind rows. Failures travel as values: Ray would hand them on as text, and only the first one."""
 
     def __init__(self, worker: Callable[..., Callable[[TaskT], ResultT]], arguments: Mapping[str, Any]) -> None:
         self.instance = worker(**arguments)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        result: ResultT | None = None
+        failure: ClaraError | str | None = None
         try:
-            return {"index": row["index"], "result": self.instance(row["task"]), "error": None}
+            result = self.instance(row["task"])
         except ClaraError as error:
-            return {"index": row["index"], "result": None, "error": error}
+            failure = error
+        except Exception:
+            failure = traceback.format_exc()
+        return {"index": row["index"], "result": result, "failure": failure}
 
 
-def _quiet() -> None:
+def _reason(failures: Mapping[int, str], broken: Exception | None, index: int | None = None) -> str:
+    """Why a task is left, or if None is given any of them: the last line of what its worker said, if it could."""
+    told = failures.get(index) if index is not None else next(iter(failures.values()), None)
+    if told is not None:
+        return told.strip().splitlines()[-1]
+    return f"{type(broken).__name__}: {broken}" if broken else "the worker process died: killed, or out of memory"
+
+
+def _given_up(
+    todo: Mapping[int, Any], failures: Mapping[int, str], broken: Exception | None, patience: int
+) -> ClusterError:
+    lines = [f"{task}: {_reason(failures, broken, index)}" for index, task in list(todo.items())[:_SHOWN]]
+    if len(todo) > _SHOWN:
+        lines.append(f"and {len(todo) - _SHOWN} more")
+    return ClusterError(
+        f"Not one of the {len(todo)} tasks that are left could be done in {patience} attempts; the others are finished",
+        got="\n    ".join(["", *lines]),
+        hint="correct what is wrong there, and run the command again: it resumes",
+    )
+
+
+def _set_context() -> None:
     """Progress is the job's own: Ray Data's bars and console lines would tear it apart. Its log files stay."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Grow while every actor has all the tasks it works on at a time; Ray's 1.75 counts on longer queues.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__name__ != "SessionFileHandler":
             handler.setLevel(logging.CRITICAL)
