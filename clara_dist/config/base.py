@@ -12,6 +12,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from clara_dist.errors import ConfigError
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.1 without its numbers to the base of 60: ``1:8`` stays as it is, and does not become 68."""
+
+    def construct_int_or_text(self, node: yaml.ScalarNode) -> int | str:
+        return str(node.value) if ":" in node.value else int(self.construct_yaml_int(node))
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_int_or_text)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Yaml)  # noqa: S506  it is a SafeLoader
+
+
 class Config(BaseModel):
     """A configuration: immutable, and with no field that nobody reads."""
 
@@ -40,7 +54,7 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
     tree: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            loaded = _read_yaml(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the configuration file {path}", got=error.strerror) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -66,7 +80,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError("an override must look like a.b=value", got=override)
     try:
-        value = yaml.safe_load(raw)
+        value = _read_yaml(raw)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of override {key!r} is not valid YAML", got=raw) from error
     node: Any = tree

@@ -8,9 +8,16 @@ from pydantic import Field
 
 from clara_dist.config.base import Config
 from clara_dist.config.model import Dtype
+from clara_dist.config.workers import WorkerRange
 
 CorpusFormat = Literal["auto", "jsonl", "parquet", "beir", "clara"]
 ColumnType = Literal["string", "int64", "float64", "bool"]
+
+
+# About what English has in vocabularies of 32,000 and more.
+_TEXT_BYTES_PER_TOKEN = 4
+# Small memories: a shard is also what a failure costs, and what the last worker is waited for.
+_MAX_ROWS_PER_SHARD = 4096
 
 
 class CompressConfig(Config):
@@ -22,12 +29,15 @@ class CompressConfig(Config):
         model: Model directory. ``base_model`` overrides where its base LLM is.
         store: Where the store goes: a directory that every worker sees, or a URL.
         metadata_columns: Metadata fields that become typed columns, for filters.
-        workers: Compressor actors; each has its own copy of the model.
-        cpus_per_worker: CPUs and torch threads of an actor.
-        device: ``auto`` takes one GPU per worker if the cluster has GPUs.
+        address: Ray cluster, see `session.connect`; None asks ``RAY_ADDRESS``, else starts a local Ray.
+        workers: Compressor actors, ``4`` or ``1:8``; each has its own copy of the model.
+        cpus_per_worker: CPUs of an actor; its torch threads if it computes on them.
+        gpus_per_worker: GPUs of an actor that computes on one; 0.5 puts two actors on each.
+        device: ``auto`` takes GPUs if the cluster has any.
         dtype: The base LLM's type in memory; memories are stored as float16 in any case.
         max_batch_tokens: Tokens of one forward pass, padding included.
-        rows_per_shard: Rows that one task reads, compresses and writes. At M = 16, D = 4096 a row takes 128 KiB.
+        shard_size_bytes: About the size of a shard, which is what one task reads, compresses and writes.
+        rows_per_shard: Rows of the corpus in a shard; None follows from ``shard_size_bytes``.
         rejects: Where rejected rows are listed (jsonl); None means ``STORE.rejects.jsonl``.
         max_rejects: More rejected rows than this fail the job before anything is compressed: below 1 a fraction of all
             rows, from 1 on a count.
@@ -41,12 +51,16 @@ class CompressConfig(Config):
     base_model: str | None = None
     store: str
     metadata_columns: dict[str, ColumnType] = Field(default_factory=dict)
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: int = Field(1, ge=1)
+    address: str | None = None
+    workers: WorkerRange = WorkerRange(least=1, most=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    # More than one would be idle: a model runs on one GPU.
+    gpus_per_worker: float = Field(1, gt=0, le=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "float32"
     max_batch_tokens: int = Field(16_384, ge=1)
-    rows_per_shard: int = Field(2048, ge=1)
+    shard_size_bytes: int = Field(256 << 20, ge=1)
+    rows_per_shard: int | None = Field(None, ge=1)
     rejects: str | None = None
     max_rejects: float = Field(0.01, ge=0)
     overwrite: bool = False
@@ -54,6 +68,18 @@ class CompressConfig(Config):
     @property
     def rejects_path(self) -> str:
         return self.rejects or f"{self.store.rstrip('/')}.rejects.jsonl"
+
+    def rows_of_shard(self, memory_size_bytes: int, doc_max_tokens: int) -> int:
+        """Rows of the corpus in a shard. It depends on the model alone, so that a job that resumes cuts alike.
+
+        Args:
+            memory_size_bytes: Of one document: M * D * 2.
+            doc_max_tokens: For the size of a text, of which most fit into what the model reads.
+        """
+        if self.rows_per_shard is not None:
+            return self.rows_per_shard
+        rows = self.shard_size_bytes // (memory_size_bytes + _TEXT_BYTES_PER_TOKEN * doc_max_tokens)
+        return min(max(rows, 1), _MAX_ROWS_PER_SHARD)
 
     def allowed_rejects(self, n_rows: int) -> int:
         """How many of ``n_rows`` rows may be rejected."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -36,7 +37,7 @@ from clara_dist.distributed.resources import require_room, result_of
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import DataError, StoreError
-from clara_dist.model.files import read_config
+from clara_dist.model.files import memory_shape, read_config
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
 from clara_dist.store.storage import open_storage
 from clara_dist.store.writer import commit, shard_names
@@ -85,7 +86,7 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
 
     Args:
         config: What to do.
-        address: See `session.connect`.
+        address: See `session.connect`; None: ``config.address``.
         num_cpus: CPUs of a local Ray.
 
     Raises:
@@ -95,20 +96,22 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
         ClusterError: A node does not see the files, or Ray failed beyond the retries.
     """
     config = absolute_paths(config)
-    with connect(address, num_cpus=num_cpus):
+    with connect(address or config.address, num_cpus=num_cpus):
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
-        each = {"CPU": config.cpus_per_worker, "GPU": int(uses_gpu)}
+        each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker if uses_gpu else 0}
         require_room(each, 1, "a compressor")  # fewer than ``workers`` do the job as well
-        units = plan_units(config.corpus, format=config.format, rows_per_unit=config.rows_per_shard)
+        units = plan_units(config.corpus, format=config.format, rows_per_unit=_rows_of_shard(config))
         require_visible(_inputs(config, units), None if "://" in config.store else config.store)
         # Loading takes about as long as scanning: the two run side by side.
-        resources = {"num_cpus": each["CPU"], "num_gpus": each["GPU"]}
+        resources: dict[str, Any] = {"num_cpus": each["CPU"], "num_gpus": each["GPU"]}
+        workers = config.workers
         identity = ray.remote(**resources)(identify_model).remote(config)
         return run(
             config,
             units,
-            scan_on=ActorPool(config.workers),
-            compress_on=ActorPool(config.workers, **resources),
+            scan_on=ActorPool(workers.most, min_size=workers.least),
+            # Two tasks: while the model works on one, the other is read before it or published after it.
+            compress_on=ActorPool(workers.most, min_size=workers.least, concurrent_tasks=2, **resources),
             identify=lambda: result_of(identity, each, "the task that loads the model"),
             device="cuda" if uses_gpu else "cpu",
         )
@@ -283,6 +286,11 @@ def _writer_info(
         "n_rejected": n_rejected,
         "n_repeated": n_repeated,
     }
+
+
+def _rows_of_shard(config: CompressConfig) -> int:
+    n_memory_tokens, hidden_size = memory_shape(Path(config.model))
+    return config.rows_of_shard(2 * n_memory_tokens * hidden_size, read_config(Path(config.model)).doc_max_tokens)
 
 
 def absolute_paths(config: CompressConfig) -> CompressConfig:

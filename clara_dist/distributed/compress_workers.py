@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,10 +18,13 @@ from clara_dist.distributed.compress_scan import MetadataCheck, UnitWork
 from clara_dist.errors import ClusterError, CorruptStoreError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.model.clara import ClaraModel
+from clara_dist.model.tokens import EncodedText
+from clara_dist.store.draft import ShardDraft
 from clara_dist.store.fingerprint import Fingerprint
-from clara_dist.store.manifest import ShardInfo
+from clara_dist.store.manifest import ShardInfo, shard_file
 from clara_dist.store.schema import StoreSchema
-from clara_dist.store.writer import describe_shard, write_shard
+from clara_dist.store.storage import open_storage
+from clara_dist.store.writer import describe_shard, publish_shard
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,34 @@ class ShardWork:
 
 
 @dataclass(frozen=True)
+class ShardCost:
+    """What a shard took.
+
+    Attributes:
+        n_tokens: Tokens that the model read, memory tokens included.
+        n_batches: Forward passes.
+        read_s: Reading, tokenising and laying out the file.
+        compute_s: All forward passes.
+        write_s: Checking, hashing and publishing.
+    """
+
+    n_tokens: int
+    n_batches: int
+    read_s: float
+    compute_s: float
+    write_s: float
+
+
+@dataclass(frozen=True)
 class FinishedShard:
-    """A shard in place; ``kept`` if an earlier job had made it."""
+    """A shard in place, and what it took; None if an earlier job had made it."""
 
     info: ShardInfo
-    kept: bool
+    cost: ShardCost | None
+
+    @property
+    def kept(self) -> bool:
+        return self.cost is None
 
 
 @dataclass(frozen=True)
@@ -86,6 +114,9 @@ def identify_model(config: CompressConfig) -> ModelIdentity:
 class ShardCompressor:
     """Makes one shard of one unit.
 
+    Two threads may call it: while one runs the model, the other publishes the shard before and reads and tokenises the
+    one after. So the model never waits for the disk or the tokenizer, and no more than two shards are in memory.
+
     Args:
         config: The job.
         identity: The model's, as the driver knows it.
@@ -97,17 +128,19 @@ class ShardCompressor:
         self.identity = identity
         self.device = device
         self.schema = identity.schema(config)
+        self._reading = threading.Lock()
+        self._computing = threading.Lock()
 
     def __call__(self, task: ShardWork) -> FinishedShard:
         """Keep the shard if it is there and whole, else make it."""
         info = self._finished(task) if task.is_there else None
-        return FinishedShard(info, kept=True) if info else FinishedShard(self._make(task), kept=False)
+        return FinishedShard(info, None) if info else self._make(task)
 
     @cached_property
     def compressor(self) -> DocumentCompressor:
         """Loaded when the first shard needs it: a job that finds every shard finished loads no model."""
         if self.device == "cpu":
-            torch.set_num_threads(self.config.cpus_per_worker)
+            torch.set_num_threads(max(1, int(self.config.cpus_per_worker)))
         clara = load_model(self.config, self.device)
         compressor = DocumentCompressor(clara, self.config.max_batch_tokens)
         self.identity.fingerprint.require_match(compressor.fingerprint, "this job", "the model that this worker sees")
@@ -117,10 +150,46 @@ class ShardCompressor:
         try:
             info = describe_shard(self.config.store, self.schema, task.name)
         except CorruptStoreError:
-            return None  # made again: no version of the store lists it
+            # No version of the store lists it, and what is published is not replaced.
+            open_storage(self.config.store).delete(shard_file(task.name))
+            return None
         return info if info.rows == task.n_documents else None
 
-    def _make(self, task: ShardWork) -> ShardInfo:
+    def _make(self, task: ShardWork) -> FinishedShard:
+        with self._reading:
+            compressor = self.compressor
+            started = time.monotonic()
+            encoded, draft = self._lay_out(task)
+            read_s = time.monotonic() - started
+        with self._computing:
+            started = time.monotonic()
+            try:
+                n_batches = compressor.encode(encoded, draft.memory_SMD)
+            except torch.OutOfMemoryError as error:
+                raise ClusterError(
+                    "the GPU's memory is too small for a batch", got=error, hint="lower max_batch_tokens"
+                ) from error
+            compute_s = time.monotonic() - started
+        started = time.monotonic()
+        info = publish_shard(self.config.store, draft.finish(), draft.doc_ids, task.name)
+        n_tokens = sum(len(text.ids) for text in encoded)
+        return FinishedShard(info, ShardCost(n_tokens, n_batches, read_s, compute_s, time.monotonic() - started))
+
+    def _lay_out(self, task: ShardWork) -> tuple[list[EncodedText], ShardDraft]:
+        documents = self._read(task)
+        encoded = self.compressor.tokenize([(document.title, document.text) for document in documents])
+        table = self.schema.to_table(
+            doc_ids=[document.doc_id for document in documents],
+            titles=[document.title for document in documents],
+            texts=[document.text for document in documents],
+            metadata=[document.metadata for document in documents],
+            memory_SMD=None,
+            n_tokens=[text.n_tokens for text in encoded],
+            truncated=[text.truncated for text in encoded],
+        )
+        return encoded, ShardDraft(table, self.schema)
+
+    def _read(self, task: ShardWork) -> list[Document]:
         unit = task.work.unit
         items = read_unit(unit, task.work.duplicates, refuse=MetadataCheck(self.config.metadata_columns))
         documents = [item for item in items if isinstance(item, Document)]
@@ -131,19 +200,4 @@ class ShardCompressor:
                 expected=task.n_documents,
                 hint="run the command again on a corpus that stays as it is",
             )
-        try:
-            compressed = self.compressor.compress([(document.title, document.text) for document in documents])
-        except torch.OutOfMemoryError as error:
-            raise ClusterError(
-                "the GPU's memory is too small for a batch", got=error, hint="lower max_batch_tokens"
-            ) from error
-        table = self.schema.to_table(
-            doc_ids=[document.doc_id for document in documents],
-            titles=[document.title for document in documents],
-            texts=[document.text for document in documents],
-            metadata=[document.metadata for document in documents],
-            memory_SMD=compressed.memory_SMD,
-            n_tokens=compressed.n_tokens_S,
-            truncated=compressed.truncated_S,
-        )
-        return write_shard(self.config.store, table, task.name)
+        return documents

@@ -52,6 +52,7 @@ def table(config: PipelineConfig) -> str:
 
 def local_cpus(config: PipelineConfig) -> int:
     """CPUs that a local Ray is given: the machine's, and at least what the largest job asks for."""
-    wanted = [run.workers * run.cpus_per_worker for run in (config.prepare, config.joint)]
-    wanted.append(config.compress.workers * config.compress.cpus_per_worker)
+    wanted: list[float] = [run.workers * run.cpus_per_worker for run in (config.prepare, config.joint)]
+    # A pool that grows runs with its least size too.
+    wanted.append(config.compress.workers.least * config.compress.cpus_per_worker)
     return max(os.cpu_count() or 1, math.ceil(max(wanted)))

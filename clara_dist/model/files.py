@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from peft import set_peft_model_state_dict
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -34,6 +34,7 @@ from clara_dist.model.tokens import ClaraTokenizer
 CONFIG_FILE = "config.json"
 ROWS_FILE = "memory_embeddings.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
+_INCOMPLETE = "the model directory is incomplete"
 
 
 def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, seed: int) -> ClaraModel:
@@ -119,6 +120,15 @@ def read_config(path: Path) -> ClaraConfig:
         raise ModelError(f"{path / CONFIG_FILE} is not a CLaRa configuration", got=error) from error
 
 
+def memory_shape(path: Path) -> tuple[int, int]:
+    """M and D of a model directory's memories, without loading any weight."""
+    try:
+        with safe_open(path / ROWS_FILE, "pt") as rows:
+            return read_config(path).n_memory_tokens, rows.get_slice("memory").get_shape()[1]
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read {path / ROWS_FILE}", got=error, hint=_INCOMPLETE) from error
+
+
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
     """A directory to fill, which takes ``path``'s place when the block ends, or vanishes when it fails."""
@@ -144,4 +154,4 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read {path}", got=error, hint="the model directory is incomplete") from error
+        raise ModelError(f"cannot read {path}", got=error, hint=_INCOMPLETE) from error

@@ -103,7 +103,8 @@ def test_job_killed_midway_is_resumed(local_ray: None, config: CompressConfig) -
 
 def test_worker_error_arrives_as_itself(local_ray: None, config: CompressConfig, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_bytes(Path(config.model, "config.json").read_bytes())
+    for name in ("config.json", "memory_embeddings.safetensors"):
+        (tmp_path / "broken" / name).write_bytes(Path(config.model, name).read_bytes())
     with pytest.raises(ModelError, match="tokenizer"):
         compress(CompressConfig(**{**config.model_dump(), "model": str(tmp_path / "broken")}))
 
