@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import CorpusUnit, UnitScan, corpus_fingerprint, duplicate_rows, plan_units
 from clara_dist.data.documents import Reject
 from clara_dist.distributed.actor_pool import ActorPool, Mapper
+from clara_dist.distributed.compress_resume import finished_shards
 from clara_dist.distributed.compress_scan import MetadataCheck, RejectLister, UnitScanner, UnitWork
 from clara_dist.distributed.compress_workers import (
-    FinishedShard,
     ModelIdentity,
     ShardCompressor,
     ShardWork,
@@ -40,7 +40,7 @@ from clara_dist.errors import DataError, StoreError
 from clara_dist.model.files import memory_shape, read_config
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
 from clara_dist.store.storage import open_storage
-from clara_dist.store.writer import commit, shard_names
+from clara_dist.store.writer import commit
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,10 @@ def run(
     if existing is not None and was_complete:
         manifest, n_kept = existing, 0
     else:
-        shards = _compress(config, identity, tasks, compress_on, device)
-        infos = [_checked(task, shard.info) for task, shard in zip(tasks, shards, strict=True)]
-        n_kept = sum(shard.info.rows for shard in shards if shard.kept)
+        kept = finished_shards(config.store, identity.schema(config), [task.name for task in tasks], scan_on)
+        n_kept = sum(info.rows for info in kept.values())
+        made = _compress(config, identity, tasks, kept, compress_on, device)
+        infos = [_checked(task, (kept | made)[task.name]) for task in tasks]
         manifest = commit(
             config.store,
             identity.schema(config),
@@ -186,13 +187,12 @@ def _tasks(
     config: CompressConfig, identity: ModelIdentity, scans: Sequence[UnitScan], work: Sequence[UnitWork]
 ) -> list[ShardWork]:
     """One shard for each unit that has a document left, in corpus order."""
-    finished = set(shard_names(config.store))
     tasks = []
     for scan, unit_work in zip(scans, work, strict=True):
         n_documents = scan.n_documents - len(unit_work.duplicates)
         if n_documents:
             name = shard_name(identity.fingerprint, config, unit_work)
-            tasks.append(ShardWork(unit_work, name, n_documents, is_there=name in finished))
+            tasks.append(ShardWork(unit_work, name, n_documents))
     return tasks
 
 
@@ -259,15 +259,23 @@ def _holds(existing: Manifest, config: CompressConfig, identity: ModelIdentity, 
 
 
 def _compress(
-    config: CompressConfig, identity: ModelIdentity, tasks: Sequence[ShardWork], compress_on: Mapper, device: str
-) -> list[FinishedShard]:
+    config: CompressConfig,
+    identity: ModelIdentity,
+    tasks: Sequence[ShardWork],
+    kept: Mapping[str, ShardInfo],
+    compress_on: Mapper,
+    device: str,
+) -> dict[str, ShardInfo]:
+    """Make the shards that are missing."""
     progress = Progress("documents", sum(task.n_documents for task in tasks))
-    shards: dict[int, FinishedShard] = {}
+    progress.add(sum(task.n_documents for task in tasks if task.name in kept))
+    missing = [task for task in tasks if task.name not in kept]
+    made: dict[str, ShardInfo] = {}
     arguments = {"config": config, "identity": identity, "device": device}
-    for index, shard in compress_on(ShardCompressor, arguments, tasks):
-        shards[index] = shard
-        progress.add(shard.info.rows)
-    return [shards[index] for index in range(len(tasks))]
+    for index, shard in compress_on(ShardCompressor, arguments, missing):
+        made[missing[index].name] = shard.info
+        progress.add(missing[index].n_documents)
+    return made
 
 
 def _checked(task: ShardWork, info: ShardInfo) -> ShardInfo:

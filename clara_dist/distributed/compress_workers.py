@@ -15,7 +15,7 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import read_unit
 from clara_dist.data.documents import Document
 from clara_dist.distributed.compress_scan import MetadataCheck, UnitWork
-from clara_dist.errors import ClusterError, CorruptStoreError, DataError
+from clara_dist.errors import ClusterError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.model.clara import ClaraModel
 from clara_dist.model.tokens import EncodedText
@@ -35,13 +35,14 @@ class ShardWork:
         work: The unit that it is made of.
         name: Decided by the documents and the model alone, so making it twice makes the same file.
         n_documents: What the scan counted.
-        is_there: A file of this name is in the store, left by a job that did not finish.
     """
 
     work: UnitWork
     name: str
     n_documents: int
-    is_there: bool
+
+    def __str__(self) -> str:
+        return f"{self.work.unit} (shard {self.name})"
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,10 @@ class ShardCost:
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard in place, and what it took; None if an earlier job had made it."""
+    """A shard in place, and what it took; None if it was there."""
 
     info: ShardInfo
     cost: ShardCost | None
-
-    @property
-    def kept(self) -> bool:
-        return self.cost is None
 
 
 @dataclass(frozen=True)
@@ -132,9 +129,10 @@ class ShardCompressor:
         self._computing = threading.Lock()
 
     def __call__(self, task: ShardWork) -> FinishedShard:
-        """Keep the shard if it is there and whole, else make it."""
-        info = self._finished(task) if task.is_there else None
-        return FinishedShard(info, None) if info else self._make(task)
+        """Make the shard, unless a worker has made it that was lost before it could say so."""
+        if open_storage(self.config.store).size_bytes(shard_file(task.name)) is None:
+            return self._make(task)
+        return FinishedShard(describe_shard(self.config.store, self.schema, task.name), None)
 
     @cached_property
     def compressor(self) -> DocumentCompressor:
@@ -145,15 +143,6 @@ class ShardCompressor:
         compressor = DocumentCompressor(clara, self.config.max_batch_tokens)
         self.identity.fingerprint.require_match(compressor.fingerprint, "this job", "the model that this worker sees")
         return compressor
-
-    def _finished(self, task: ShardWork) -> ShardInfo | None:
-        try:
-            info = describe_shard(self.config.store, self.schema, task.name)
-        except CorruptStoreError:
-            # No version of the store lists it, and what is published is not replaced.
-            open_storage(self.config.store).delete(shard_file(task.name))
-            return None
-        return info if info.rows == task.n_documents else None
 
     def _make(self, task: ShardWork) -> FinishedShard:
         with self._reading:

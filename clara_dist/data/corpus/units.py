@@ -39,6 +39,9 @@ class CorpusUnit:
     digest: str
     max_line_bytes: int
 
+    def __str__(self) -> str:
+        return f"{self.path}, {self.n_rows} rows from {self.first_line} on"
+
     @property
     def identity(self) -> str:
         """Hash of all that decides which documents the unit gives; where the file lies does not."""
