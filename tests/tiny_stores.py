@@ -29,6 +29,7 @@ def write_rows(
     doc_ids: Sequence[str] | None = None,
     metadata: Sequence[dict[str, Any]] | None = None,
     schema: StoreSchema | None = None,
+    parent_ids: Sequence[str] | None = None,
 ) -> ShardInfo:
     """Write one shard; document i of the store is ``doc-i``, whatever shard it is in."""
     n = len(memory_SMD)
@@ -42,6 +43,7 @@ def write_rows(
         memory_SMD=memory_SMD,
         n_tokens=[i + 3 for i in numbers],
         truncated=[i % 3 == 0 for i in numbers],
+        parent_ids=parent_ids,
     )
     return write_shard(path, table, name)
 

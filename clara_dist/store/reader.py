@@ -24,14 +24,16 @@ from clara_dist.store.storage import StoreLocation, open_storage
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document as a store keeps it, without its memory.
+    """A document, or a passage of one, as a store keeps it, without its memory.
 
     Attributes:
+        parent_id: The document that this is a passage of; ``doc_id`` itself where it is all of it.
         n_tokens: Tokens of its encoder input.
         truncated: Whether it was cut at ``doc_max_tokens``.
     """
 
     doc_id: str
+    parent_id: str
     title: str
     text: str
     metadata: dict[str, Any]
@@ -93,6 +95,11 @@ class MemoryStore:
         return int(self._row_edges[-1])
 
     @property
+    def n_parents(self) -> int:
+        """Documents that the rows come from: fewer than rows where long ones were split into passages."""
+        return len(self._document_starts)
+
+    @property
     def n_memory_tokens(self) -> int:
         return self.manifest.schema.n_memory_tokens
 
@@ -142,7 +149,7 @@ class MemoryStore:
             StoreError: A row is outside the store.
             CorruptStoreError: The bytes of a document are damaged.
         """
-        columns = ["doc_id", "title", "text", "metadata", "n_tokens", "truncated"]
+        columns = ["doc_id", "parent_id", "title", "text", "metadata", "n_tokens", "truncated"]
         return [
             StoredDocument(**{**values, "metadata": json.loads(values["metadata"])})
             for values in self._take(rows, columns)
@@ -151,6 +158,23 @@ class MemoryStore:
     def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
         """Rows of ``doc_ids``, int64; -1 where an id is not in the store. The first call indexes all ids."""
         return self._id_index.rows_of(doc_ids)
+
+    def rows_of_documents(self, doc_ids: Sequence[str]) -> list[np.ndarray]:
+        """All rows of each document: one, its passages where it was split, none where it is not in the store.
+
+        A passage's own id gives that one row. The first call indexes all ids.
+        """
+        starts = self._document_starts
+        if len(starts) == self.n_documents:
+            return [row[row >= 0] for row in self.rows_of(doc_ids)[:, None]]
+        edges = np.append(starts, self.n_documents)
+        found = []
+        for first, passage in zip(self._parent_index.rows_of(doc_ids), self.rows_of(doc_ids), strict=True):
+            if first >= 0:
+                found.append(np.arange(first, edges[np.searchsorted(edges, first, "right")]))
+            else:
+                found.append(np.array([passage] if passage >= 0 else [], np.int64))
+        return found
 
     def rows_where(self, where: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """Rows whose metadata columns all hold one of the given values.
@@ -172,6 +196,24 @@ class MemoryStore:
                 keep &= pc.is_in(shard.batch.column(metadata_column(name)), values).to_numpy(zero_copy_only=False)
             found.append(shard.row_offset + np.flatnonzero(keep))
         return np.concatenate(found)
+
+    @cached_property
+    def _document_starts(self) -> np.ndarray:
+        """First row of every document, int64, ascending: its passages stand one after the other in one shard."""
+        starts = [np.empty(0, np.int64)]
+        for shard in self.shards:
+            parents = shard.parent_ids
+            is_first = np.ones(len(parents), np.bool_)
+            is_first[1:] = pc.not_equal(parents[1:], parents[:-1]).to_numpy(zero_copy_only=False)
+            starts.append(shard.row_offset + np.flatnonzero(is_first))
+        return np.concatenate(starts)
+
+    @cached_property
+    def _parent_index(self) -> IdIndex:
+        return IdIndex(
+            (shard.parent_ids for shard in self.shards),
+            lambda rows: [values["parent_id"] for values in self._take(rows, ["parent_id"])],
+        )
 
     @cached_property
     def _id_index(self) -> IdIndex:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from clara_dist.errors import StoreError
+from clara_dist.store.passages import check_passages
 
 # Types of metadata columns: the Arrow type, and the Python types that it takes.
 _METADATA_TYPES: dict[str, tuple[pa.DataType, tuple[type, ...]]] = {
@@ -62,6 +63,7 @@ class StoreSchema:
         """The Arrow schema of every shard; no column but the typed metadata ones may hold nulls."""
         columns = [
             pa.field("doc_id", pa.string(), nullable=False),
+            pa.field("parent_id", pa.string(), nullable=False),
             pa.field("title", pa.string(), nullable=False),
             pa.field("text", pa.large_string(), nullable=False),
             pa.field("metadata", pa.string(), nullable=False),
@@ -85,6 +87,7 @@ class StoreSchema:
         memory_SMD: np.ndarray | None,
         n_tokens: Sequence[int] | np.ndarray,
         truncated: Sequence[bool] | np.ndarray,
+        parent_ids: Sequence[str] | None = None,
     ) -> pa.Table:
         """Rows of one shard, checked.
 
@@ -97,16 +100,20 @@ class StoreSchema:
                 them, see `ShardDraft`.
             n_tokens: Tokens of each document's encoder input.
             truncated: Whether the document was cut at ``doc_max_tokens``.
+            parent_ids: The document that each row is a passage of, its own ``doc_id`` where it is all of it; None: no
+                row is a passage. See `store.passages`.
 
         Raises:
-            StoreError: Columns of unequal length, a bad or repeated ``doc_id``, memories of another shape, a value that
+            StoreError: Columns of unequal length, a bad or repeated ``doc_id``, passages out of order, memories of another shape, a value that
                 is not finite or does not fit float16 (the message names the document), or metadata that is no JSON or
                 not of its column's type.
         """
         expected = (len(doc_ids), self.n_memory_tokens, self.hidden_size)
         if memory_SMD is not None and memory_SMD.shape != expected:
             raise StoreError("memories do not have the store's shape", got=memory_SMD.shape, expected=expected)
+        parent_ids = doc_ids if parent_ids is None else parent_ids
         for name, column in (
+            ("parent_ids", parent_ids),
             ("titles", titles),
             ("texts", texts),
             ("metadata", metadata),
@@ -118,6 +125,7 @@ class StoreSchema:
                     f"column {name} has another length than doc_ids", got=len(column), expected=len(doc_ids)
                 )
         _check_doc_ids(doc_ids)
+        check_passages(doc_ids, parent_ids)
         # Zeros that nobody wrote take no memory of their own.
         half_SMD = np.zeros(expected, np.float16) if memory_SMD is None else to_float16(memory_SMD, doc_ids)
         norms_S = np.zeros(len(doc_ids), np.float32) if memory_SMD is None else memory_norms(half_SMD)
@@ -126,6 +134,7 @@ class StoreSchema:
         )
         columns: list[pa.Array] = [
             _string_array("doc_id", doc_ids, pa.string(), doc_ids),
+            _string_array("parent_id", parent_ids, pa.string(), doc_ids),
             _string_array("title", titles, pa.string(), doc_ids),
             _string_array("text", texts, pa.large_string(), doc_ids),
             pa.array([_to_json(entry, doc_id) for entry, doc_id in zip(metadata, doc_ids, strict=True)], pa.string()),

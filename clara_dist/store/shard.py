@@ -43,6 +43,11 @@ class Shard:
     def doc_ids(self) -> pa.StringArray:
         return self.batch.column("doc_id")
 
+    @property
+    def parent_ids(self) -> pa.StringArray:
+        """For each of `doc_ids`, the document that it is a passage of."""
+        return self.batch.column("parent_id")
+
 
 def serialize(table: pa.Table) -> pa.Buffer:
     """The bytes of a shard file, writable; equal tables give equal bytes."""

@@ -75,6 +75,7 @@ def test_documents_come_back_as_they_went_in(tmp_path: Path):
     assert store.documents([5, 0, 5]) == [
         StoredDocument(
             doc_id=f"doc-{i}",
+            parent_id=f"doc-{i}",
             title=f"Title {i}",
             text=f"Text of document {i}: naïve ☃",
             metadata={"x": [i, "ü"], "y": None},

@@ -30,7 +30,7 @@ def rows(**changes: Any) -> dict[str, Any]:
 def test_the_table_has_the_documented_columns_and_values():
     table = SCHEMA.to_table(**rows())
     assert table.schema.names == [
-        *("doc_id", "title", "text", "metadata", "memory", "n_tokens", "truncated", "norm"),
+        *("doc_id", "parent_id", "title", "text", "metadata", "memory", "n_tokens", "truncated", "norm"),
         *("metadata.split", "metadata.year", "metadata.score", "metadata.live"),
     ]
     assert table.schema.field("memory").type == pa.fixed_shape_tensor(pa.float16(), [2, 4])
