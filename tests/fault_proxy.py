@@ -70,6 +70,16 @@ class FaultProxy:
             return (self.choose(line) if self.choose else None), None
 
 
+def _as_s3(headers: dict[str, str]) -> dict[str, str]:
+    """Says in S3's words what GCS's interface, which is otherwise that of S3, has words of its own for."""
+    said = {name.lower(): value for name, value in headers.items()}
+    if not said.get("authorization", "").startswith("AWS4"):
+        said["authorization"] = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"
+    if said.get("x-goog-if-generation-match") == "0":
+        said["if-none-match"] = "*"
+    return said
+
+
 def _handler(proxy: FaultProxy, target_port: int) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -86,7 +96,7 @@ def _handler(proxy: FaultProxy, target_port: int) -> type[BaseHTTPRequestHandler
                 self.fail(fault)
                 return
             upstream = http.client.HTTPConnection("127.0.0.1", target_port, timeout=60)
-            upstream.request(self.command, self.path, body, dict(self.headers.items()))
+            upstream.request(self.command, self.path, body, _as_s3(dict(self.headers.items())))
             answer = upstream.getresponse()
             data = answer.read()
             upstream.close()

@@ -9,9 +9,12 @@ import glob as local_glob
 import io
 import os
 from fnmatch import fnmatchcase
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from clara_dist.store.storage import is_url, open_storage
+
+if TYPE_CHECKING:
+    from clara_dist.store.remote import RemoteStorage
 
 __all__ = ["glob", "is_folder", "is_url", "join", "open_input", "size_bytes", "split", "write"]
 
@@ -46,7 +49,7 @@ def size_bytes(path: str) -> int | None:
 
 def is_folder(path: str) -> bool:
     """Whether there are files below ``path``; for a local path, whether it is a directory."""
-    return bool(_tree(path)) if is_url(path) else os.path.isdir(path)
+    return not _remote(path).is_empty() if is_url(path) else os.path.isdir(path)
 
 
 def open_input(path: str) -> BinaryIO:
@@ -57,10 +60,8 @@ def open_input(path: str) -> BinaryIO:
     """
     if not is_url(path):
         return open(path, "rb")
-    from clara_dist.store.remote import RemoteStorage
-
     folder, name = split(path)
-    return cast(BinaryIO, io.BufferedReader(RemoteStorage.from_url(folder).open_raw(name), _BUFFER_BYTES))
+    return cast(BinaryIO, io.BufferedReader(_remote(folder).open_raw(name), _BUFFER_BYTES))
 
 
 def write(path: str, data: bytes) -> None:
@@ -78,13 +79,15 @@ def glob(pattern: str) -> list[str]:
     parts = path.split("/")
     fixed = next((i for i, part in enumerate(parts) if local_glob.has_magic(part)), len(parts) - 1)
     folder = f"{scheme}://{'/'.join(parts[:fixed])}{query}"
-    return [join(folder, name) for name in sorted(_tree(folder)) if _matches(name.split("/"), parts[fixed:])]
+    return [
+        join(folder, name) for name in sorted(_remote(folder).list_tree()) if _matches(name.split("/"), parts[fixed:])
+    ]
 
 
-def _tree(folder: str) -> dict[str, int]:
-    from clara_dist.store.remote import RemoteStorage
+def _remote(folder: str) -> RemoteStorage:
+    from clara_dist.store.remote import RemoteStorage  # only here: who stays local loads no client
 
-    return RemoteStorage.from_url(folder).list_tree()
+    return RemoteStorage.from_url(folder)
 
 
 def _matches(names: list[str], pattern: list[str]) -> bool:

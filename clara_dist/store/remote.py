@@ -21,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import GCSStore, S3Store
 
 from clara_dist.errors import StoreError
+from clara_dist.store.storage import refuse_credentials
 
 # A shard of some hundred MB goes out in one request over a slow line; a dead line is found by the missing answer.
 _CLIENT = {"timeout": timedelta(minutes=15), "read_timeout": timedelta(minutes=3)}
@@ -59,15 +60,11 @@ class RemoteUrl:
             StoreError: Another scheme, no bucket, an unknown option; or credentials in the URL, whose text the message
                 does not repeat.
         """
+        refuse_credentials(url)
         parts = urlsplit(url)
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
         if parts.scheme not in _OPTIONS:
             raise StoreError(f"cannot open {shown}", got=f"{parts.scheme}://", expected="a path, s3:// or gs://")
-        if "@" in parts.netloc:
-            raise StoreError(
-                f"the URL of {shown} carries credentials, which would end up in logs and reports",
-                hint=f"leave them out of the URL, and set {_CREDENTIALS[parts.scheme]}",
-            )
         options = dict(parse_qsl(parts.query))
         unknown = sorted(options.keys() - set(_OPTIONS[parts.scheme]))
         if not parts.netloc or unknown or parts.fragment:
@@ -131,16 +128,23 @@ class RemoteStorage:
         return cls(store, parsed)
 
     def list_files(self, folder: str) -> list[str]:
+        return sorted(name for name in self.modified_at(folder) if not name.startswith("."))
+
+    def modified_at(self, folder: str) -> dict[str, float]:
         with self._asking("list", folder):
             entries = obstore.list_with_delimiter(self._client, folder or None)["objects"]
-        names = [entry["path"].rpartition("/")[2] for entry in entries]
-        return sorted(name for name in names if not name.startswith("."))
+        return {entry["path"].rpartition("/")[2]: entry["last_modified"].timestamp() for entry in entries}
 
     def list_tree(self, folder: str = "") -> dict[str, int]:
         """All files in and below ``folder``, by their paths from here: sizes in bytes."""
         with self._asking("list", folder):
             pages = obstore.list(self._client, folder or None)
             return {entry["path"]: entry["size"] for page in pages for entry in page}
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing below this folder."""
+        with self._asking("list", ""):
+            return not any(len(page) for page in obstore.list(self._client, chunk_size=1))
 
     def size_bytes(self, file: str) -> int | None:
         try:

@@ -1,6 +1,6 @@
 """Where a memory store lives: a local directory, or an object store.
 
-Both kinds offer the five things that the store needs: list, read, measure, publish, delete. Publishing is all or
+Both kinds offer the few things that the store needs: list, read, measure, publish, delete. Publishing is all or
 nothing for readers: a file appears under its name with all of its bytes, or not at all.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -47,6 +48,10 @@ class Storage(ReadableFiles, Protocol):
         """Names of the published files in ``folder``, sorted; empty if the folder does not exist."""
         ...
 
+    def modified_at(self, folder: str) -> dict[str, float]:
+        """Unix times at which the files in ``folder`` were written, those included that killed writers left behind."""
+        ...
+
     def publish(self, file: str, data: bytes | pa.Buffer, *, exclusive: bool) -> None:
         """Make ``file`` appear, whole.
 
@@ -66,6 +71,22 @@ class Storage(ReadableFiles, Protocol):
 def is_url(path: str) -> bool:
     """Whether a path names an object store, not a file of this machine."""
     return "://" in path and not path.startswith("file://")
+
+
+def refuse_credentials(url: str) -> None:
+    """Refuse a URL that carries credentials: jobs repeat their URLs in logs, reports and manifests.
+
+    Raises:
+        StoreError: It does; the message leaves them out.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise StoreError(
+            f"the URL of {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} carries credentials, which would "
+            "end up in logs and reports",
+            hint="leave them out of the URL and set them in the environment, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY",
+        )
 
 
 StoreLocation = str | os.PathLike[str] | Storage
@@ -104,6 +125,17 @@ class LocalStorage:
             return sorted(e.name for e in os.scandir(self._path / folder) if e.is_file() and not e.name.startswith("."))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def modified_at(self, folder: str) -> dict[str, float]:
+        times = {}
+        try:
+            for entry in os.scandir(self._path / folder):
+                with suppress(FileNotFoundError):  # renamed or deleted since it was listed
+                    if entry.is_file():
+                        times[entry.name] = entry.stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return times
 
     def size_bytes(self, file: str) -> int | None:
         try:

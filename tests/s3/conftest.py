@@ -42,7 +42,7 @@ def proxy(s3_port: int) -> Iterator[FaultProxy]:
 @pytest.fixture
 def s3_url(proxy: FaultProxy, s3_port: int, credentials: None) -> Callable[[str], str]:
     """Makes URLs of one new bucket, through the proxy."""
-    bucket = f"bucket-{next(_names)}"
+    bucket = f"bucket{next(_names)}"
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3_port}", region_name="us-east-1").create_bucket(Bucket=bucket)
     return lambda path: f"s3://{bucket}/{path}?endpoint_override=127.0.0.1:{proxy.port}&scheme=http"
 
