@@ -67,7 +67,11 @@ class CompressConfig(Config):
 
     @property
     def rejects_path(self) -> str:
-        return self.rejects or f"{self.store.rstrip('/')}.rejects.jsonl"
+        if self.rejects is not None:
+            return self.rejects
+        # The options of a URL, such as its endpoint, stay at the end.
+        place, mark, options = self.store.partition("?") if "://" in self.store else (self.store, "", "")
+        return f"{place.rstrip('/')}.rejects.jsonl{mark}{options}"
 
     def rows_of_shard(self, memory_size_bytes: int, doc_max_tokens: int) -> int:
         """Rows of the corpus in a shard. It depends on the model alone, so that a job that resumes cuts alike.

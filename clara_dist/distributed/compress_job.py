@@ -38,6 +38,7 @@ from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import DataError, StoreError
 from clara_dist.model.files import memory_shape, read_config
+from clara_dist.store import files
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
 from clara_dist.store.storage import open_storage
 from clara_dist.store.writer import commit
@@ -101,7 +102,7 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
         each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker if uses_gpu else 0}
         require_room(each, 1, "a compressor")  # fewer than ``workers`` do the job as well
         units = plan_units(config.corpus, format=config.format, rows_per_unit=_rows_of_shard(config))
-        require_visible(_inputs(config, units), None if "://" in config.store else config.store)
+        require_visible(_inputs(config, units), config.store)
         # Loading takes about as long as scanning: the two run side by side.
         resources: dict[str, Any] = {"num_cpus": each["CPU"], "num_gpus": each["GPU"]}
         workers = config.workers
@@ -207,9 +208,8 @@ def _list_rejects(
 
 
 def _write_rejects(path: str, rejects: Sequence[Reject]) -> None:
-    folder, _, name = path.rpartition("/")
     lines = [json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
-    open_storage(folder or ".").publish(name, "".join(lines).encode(), exclusive=False)
+    files.write(path, "".join(lines).encode())
 
 
 def _require_acceptable(config: CompressConfig, n_documents: int, n_rejected: int) -> None:

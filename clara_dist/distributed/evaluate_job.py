@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig, *, address: str | None = None, num_cpus: in
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
         each = {"CPU": config.threads, "GPU": int(uses_gpu)}
         require_room(each, 1, "the evaluation")
-        require_visible([path for path in _inputs(config) if "://" not in path], None)
+        require_visible(_inputs(config), None)
         # One call a process: the model's memory goes back when the report is there.
         task = ray.remote(num_cpus=each["CPU"], num_gpus=each["GPU"], max_calls=1)(evaluate_model)
         ref = task.remote(config, "cuda" if uses_gpu else "cpu")

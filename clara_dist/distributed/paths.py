@@ -6,10 +6,19 @@ import json
 import os
 from pathlib import Path
 
+from clara_dist.store.storage import is_url, refuse_credentials
+
 
 def absolute(path: str) -> str:
-    """A local path from the root; a URL stays as it is."""
-    return path if "://" in path else os.path.abspath(path)
+    """A local path from the root; a URL stays as it is.
+
+    Raises:
+        StoreError: A URL carries credentials, which reports and manifests would repeat.
+    """
+    if not is_url(path):
+        return os.path.abspath(path.removeprefix("file://"))
+    refuse_credentials(path)
+    return path
 
 
 def absolute_base(model: str, base_model: str | None) -> str | None:

@@ -20,6 +20,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from clara_dist.config import ClaraConfig, StageConfig, TrainConfig
+from clara_dist.distributed.paths import absolute
 from clara_dist.distributed.resources import require_room, shortage
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
@@ -108,16 +109,15 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def _absolute_stage(stage: StageConfig) -> StageConfig:
     paths = {name: getattr(stage, name) for name in ("data", "base_dir", "output", "store")}
-    local = {name: os.path.abspath(path) for name, path in paths.items() if path is not None and "://" not in path}
-    return stage.model_copy(update=local)
+    return stage.model_copy(update={name: absolute(path) for name, path in paths.items() if path is not None})
 
 
 def _inputs(config: TrainConfig) -> list[str]:
-    """Local paths that workers read; what stages of this run make is not there yet."""
+    """Paths and URLs that workers read; what stages of this run make is not there yet."""
     paths = [path for stage in config.stages for path in (stage.data, stage.base_dir, stage.store)]
     model = config.model.base_model if isinstance(config.model, ClaraConfig) else config.model
     paths.append(model if os.path.isdir(model) else None)
-    return [path for path in paths if path is not None and "://" not in path]
+    return [path for path in paths if path is not None]
 
 
 def _resources(config: TrainConfig) -> dict[str, float]:

@@ -57,6 +57,8 @@ def test_allowed_rejects_is_a_share_or_a_count(max_rejects: float, allowed: int)
     config = CompressConfig(corpus=("c",), model="m", store="stores/a/", max_rejects=max_rejects)
     assert config.allowed_rejects(750) == allowed
     assert config.rejects_path == "stores/a.rejects.jsonl"
+    config = CompressConfig(corpus=("c",), model="m", store="s3://b/a/?region=eu-west-1&scheme=https")
+    assert config.rejects_path == "s3://b/a.rejects.jsonl?region=eu-west-1&scheme=https"
 
 
 @pytest.mark.parametrize(
