@@ -160,7 +160,7 @@ class ShardCompressor:
                 ) from error
             compute_s = time.monotonic() - started
         started = time.monotonic()
-        info = publish_shard(self.config.store, draft.finish(), draft.doc_ids, task.name)
+        info = publish_shard(self.config.store, draft.finish(), task.name)
         n_tokens = sum(len(text.ids) for text in encoded)
         return FinishedShard(info, ShardCost(n_tokens, n_batches, read_s, compute_s, time.monotonic() - started))
 

@@ -41,7 +41,9 @@ class ShardInfo:
 
     Attributes:
         file: Path inside the store.
-        rows: Documents in it; 0 is legal (an input unit whose rows were all rejected).
+        rows: Rows in it, which are documents or passages of long ones; 0 is legal.
+        documents: Documents that the rows come from.
+        truncated: Rows whose text the model did not read to its end.
         size_bytes: Size of the file.
         checksum: ``sha256:`` and the digest of the file's bytes.
         min_doc_id: Smallest ``doc_id`` in code point order; None without rows.
@@ -50,6 +52,8 @@ class ShardInfo:
 
     file: str
     rows: int
+    documents: int
+    truncated: int
     size_bytes: int
     checksum: str
     min_doc_id: str | None

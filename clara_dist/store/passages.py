@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from clara_dist.errors import StoreError
 
@@ -48,32 +44,3 @@ def check_passages(doc_ids: Sequence[str], parent_ids: Sequence[str]) -> None:
                 expected=passage_id(parent_id, number),
                 hint="the passages of a document stand one after the other, from #1 on",
             )
-
-
-@dataclass(frozen=True)
-class RowCounts:
-    """What the rows of a shard are.
-
-    Attributes:
-        documents: Documents that they come from.
-        passages: Rows.
-        truncated: Rows whose text the model did not read to its end.
-    """
-
-    documents: int = 0
-    passages: int = 0
-    truncated: int = 0
-
-    def __add__(self, other: RowCounts) -> RowCounts:
-        return RowCounts(
-            self.documents + other.documents, self.passages + other.passages, self.truncated + other.truncated
-        )
-
-
-def count_rows(rows: pa.RecordBatch | pa.Table) -> RowCounts:
-    """Count the rows of a shard by its columns ``parent_id`` and ``truncated``."""
-    return RowCounts(
-        documents=pc.count_distinct(rows.column("parent_id")).as_py(),
-        passages=rows.num_rows,
-        truncated=pc.sum(rows.column("truncated")).as_py() or 0,
-    )

@@ -78,10 +78,19 @@ def file_checksum(storage: ReadableFiles, file: str) -> str:
         return checksum(source.read_buffer())
 
 
-def describe(file: str, data: pa.Buffer, doc_ids: pa.Array | pa.ChunkedArray) -> ShardInfo:
-    """The manifest's entry for a shard's bytes."""
-    bounds = pc.min_max(doc_ids).as_py()
-    return ShardInfo(file, len(doc_ids), data.size, checksum(data), bounds["min"], bounds["max"])
+def describe(file: str, data: pa.Buffer, rows: pa.RecordBatch) -> ShardInfo:
+    """The manifest's entry for a shard's bytes; ``rows`` are its columns, or all but the memories."""
+    bounds = pc.min_max(rows.column("doc_id")).as_py()
+    return ShardInfo(
+        file=file,
+        rows=rows.num_rows,
+        documents=pc.count_distinct(rows.column("parent_id")).as_py(),
+        truncated=pc.sum(rows.column("truncated")).as_py() or 0,
+        size_bytes=data.size,
+        checksum=checksum(data),
+        min_doc_id=bounds["min"],
+        max_doc_id=bounds["max"],
+    )
 
 
 @contextmanager

@@ -167,9 +167,11 @@ def _wrong_contents(shard: Shard) -> list[str]:
     """What a sound checksum does not rule out: a shard that was written wrong."""
     wrong = []
     ids = shard.doc_ids
-    told = describe(shard.info.file, pa.py_buffer(b""), ids)
+    told = describe(shard.info.file, pa.py_buffer(b""), shard.batch)
     if (told.min_doc_id, told.max_doc_id) != (shard.info.min_doc_id, shard.info.max_doc_id):
         wrong.append(f"its ids run from {told.min_doc_id!r} to {told.max_doc_id!r}, the manifest says otherwise")
+    if (told.documents, told.truncated) != (shard.info.documents, shard.info.truncated):
+        wrong.append(f"it has {told.documents} documents, {told.truncated} truncated rows; the manifest says otherwise")
     bad_S = nonfinite_rows(shard.memory_SMD)
     if bad_S.any():
         wrong.append(

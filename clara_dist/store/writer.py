@@ -49,10 +49,10 @@ def write_shard(store: StoreLocation, table: pa.Table, name: str) -> ShardInfo:
         StoreError: A bad name, or other documents under this name.
         CorruptStoreError: A damaged file under this name.
     """
-    return publish_shard(store, serialize(table), table.column("doc_id"), name)
+    return publish_shard(store, serialize(table), name)
 
 
-def publish_shard(store: StoreLocation, data: pa.Buffer, doc_ids: pa.Array | pa.ChunkedArray, name: str) -> ShardInfo:
+def publish_shard(store: StoreLocation, data: pa.Buffer, name: str) -> ShardInfo:
     """`write_shard` of the file's bytes: what `ShardDraft.finish` gave.
 
     Raises:
@@ -64,7 +64,7 @@ def publish_shard(store: StoreLocation, data: pa.Buffer, doc_ids: pa.Array | pa.
         storage.publish(file, data, exclusive=True)
     except FileExistsError:
         return _published_before(storage, file, data)
-    return describe(file, data, doc_ids)
+    return describe(file, data, documents_of(data))
 
 
 def _published_before(storage: Storage, file: str, data: pa.Buffer) -> ShardInfo:
@@ -77,7 +77,7 @@ def _published_before(storage: Storage, file: str, data: pa.Buffer) -> ShardInfo
             f"the shard {file} of the store {storage.url} holds other documents and may not change",
             hint="write these documents under another shard name",
         )
-    return describe(file, found, documents.column("doc_id"))
+    return describe(file, found, documents)
 
 
 def shard_names(store: StoreLocation) -> list[str]:
@@ -98,7 +98,7 @@ def describe_shard(store: StoreLocation, schema: StoreSchema, name: str) -> Shar
     with reading(storage.url, file):
         with storage.open(file) as source:
             data = source.read_buffer()
-        return describe(file, data, read_batch(pa.BufferReader(data), schema).column("doc_id"))
+        return describe(file, data, read_batch(pa.BufferReader(data), schema))
 
 
 def commit(

@@ -60,6 +60,6 @@ def test_memories_are_held_once(tmp_path: Path) -> None:
     draft = ShardDraft(schema.to_table(**columns(n), memory_SMD=None), schema)
     draft.memory_SMD[:] = 1
     data = draft.finish()
-    publish_shard(tmp_path, data, draft.doc_ids, "s")
+    publish_shard(tmp_path, data, "s")
     assert data.size > draft.memory_SMD.nbytes == 8 << 20
     assert pa.total_allocated_bytes() - before < data.size + (1 << 16)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from clara_dist.errors import StoreError
-from clara_dist.store import MemoryStore, StoreSchema, commit
-from clara_dist.store.passages import RowCounts, check_passages, count_rows, passage_id, possible_parent
+from clara_dist.store import MemoryStore, StoreSchema, commit, verify
+from clara_dist.store.passages import check_passages, passage_id, possible_parent
 from tiny_stores import FINGERPRINT, random_memory, write_rows
 
 
@@ -52,8 +52,8 @@ def test_documents_of_all_kinds_are_found_with_all_their_rows(tmp_path: Path):
     found = store.rows_of_documents(["b", "e", "a", "d#1", "c", "d", "b#2", "absent"])
     assert [rows.tolist() for rows in found] == [[1, 2, 3], [6, 7], [0], [5], [4], [], [2], []]
     assert [document.parent_id for document in store.documents([2, 5, 7, 0])] == ["b", "d#1", "e", "a"]
-    assert count_rows(store.shards[0].batch) == RowCounts(documents=3, passages=5, truncated=2)
-    assert sum((count_rows(shard.batch) for shard in store.shards), RowCounts()).passages == 8
+    assert [(shard.rows, shard.documents, shard.truncated) for shard in store.manifest.shards] == [(5, 3, 2), (3, 2, 1)]
+    assert verify(tmp_path).ok
 
 
 def test_without_passages_a_document_is_one_row(tmp_path: Path):
