@@ -82,10 +82,9 @@ def refuse_credentials(url: str) -> None:
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise StoreError(
-            f"the URL of {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} carries credentials, which would "
-            "end up in logs and reports",
-            hint="leave them out of the URL and set them in the environment, such as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY",
+            f"the URL of {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path} carries credentials",
+            expected="none: URLs end up in logs, reports and manifests",
+            hint="leave them out and set them in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
 
 
