@@ -90,6 +90,7 @@ def running_hub(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Iterator[Hu
     """Run a stub and point `huggingface_hub`, and so transformers, at it, with an empty cache and without a token."""
     import huggingface_hub
     from huggingface_hub import constants
+    from transformers.utils.hub import hf_api as transformers_api
 
     hub = HubStub()
     thread = Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -104,8 +105,9 @@ def running_hub(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Iterator[Hu
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
-    # The functions of the package are methods of an instance that was made when it was imported.
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    # Both packages keep an instance that took its endpoint when it was made.
+    for api in (huggingface_hub.hf_api.api, transformers_api()):
+        monkeypatch.setattr(api, "endpoint", hub.url)
     try:
         yield hub
     finally:

@@ -11,6 +11,8 @@ from clara_dist.config.base import Config
 Role = Literal["compressor", "query_reasoner", "generator"]
 ROLES: tuple[Role, ...] = ("compressor", "query_reasoner", "generator")
 Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+Quantization = Literal["8bit", "4bit"]
 
 # The published prompt (arXiv 2511.18659, reference code); apple-checkpoint parity rests on every character of it.
 SYSTEM_PROMPT = (
@@ -37,7 +39,7 @@ class ClaraConfig(Config):
 
     Attributes:
         base_model: Hub id or local directory of the base LLM.
-        base_revision: Commit of a hub base; None for a local one.
+        base_revision: Commit of a hub base, filled in where the model is made; None for a local one.
         n_memory_tokens: M, memory tokens per document.
         doc_max_tokens: Document (and question) tokens that the encoder reads, without its three frame tokens
             (``<ENC>``, bos, eos); the compression rate is ``doc_max_tokens // n_memory_tokens``.

@@ -18,6 +18,7 @@ from torch import Tensor
 from clara_dist.config.model import ClaraConfig, Dtype, LoraSettings, Role
 from clara_dist.errors import CheckpointError
 from clara_dist.model import base as base_models
+from clara_dist.model import hub
 from clara_dist.model.clara import ClaraModel
 from clara_dist.model.files import load_role
 from clara_dist.model.tokens import ClaraTokenizer
@@ -55,6 +56,7 @@ def import_apple(
     found = tuple(role for name, role in ROLE_OF_ADAPTER.items() if name in adapters)
     config = ClaraConfig(
         base_model=base_model,
+        base_revision=hub.commit_of(base_model),
         n_memory_tokens=settings["doc_max_length"] // settings["compr_rate"],
         doc_max_tokens=settings["doc_max_length"],
         distinct_memory_tokens=settings["different_mem_tokens"],
@@ -64,12 +66,14 @@ def import_apple(
         roles=("compressor", "query_reasoner", "generator"),
         stage="joint" if "query_reasoner" in found else "instruct",
     )
-    base = base_models.load_base(base_model, revision=None, dtype=dtype, device=device)
-    tokenizer = ClaraTokenizer(base_models.load_tokenizer(base_model), config, base_models.stop_ids(base))
+    base = base_models.load_base(base_model, revision=config.base_revision, dtype=dtype, device=device)
+    tokenizer = ClaraTokenizer(
+        base_models.load_tokenizer(base_model, revision=config.base_revision), config, base_models.stop_ids(base)
+    )
     embeddings, lm_head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
     rows = _added_rows(matrices, "model.embed_tokens.weight", embeddings, tokenizer)
     head = _added_rows(matrices, "lm_head.weight", lm_head, tokenizer)
-    clara = ClaraModel(config, base, tokenizer, rows[:-3], rows[-3:], head, base_model)
+    clara = ClaraModel(config, base, tokenizer, rows[:-3], rows[-3:], head)
     for adapter, role in ROLE_OF_ADAPTER.items():
         if adapter in adapters:
             load_role(clara, role, {_peft_key(key, adapter): t.float() for key, t in adapters[adapter].items()})

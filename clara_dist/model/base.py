@@ -2,31 +2,122 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import is_flash_attn_2_available
 
+from clara_dist.config.model import Attention, Dtype, Quantization
 from clara_dist.errors import ModelError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_base(base: str, *, revision: str | None, dtype: str, device: str | torch.device) -> PreTrainedModel:
+def load_base(
+    base: str,
+    *,
+    revision: str | None,
+    dtype: Dtype,
+    device: str | torch.device,
+    attn_implementation: Attention | None = None,
+    quantization: Quantization | None = None,
+) -> PreTrainedModel:
     """Any decoder LLM that `AutoModelForCausalLM` loads, frozen. Never runs code from the model's repository.
 
+    Args:
+        base: Directory or hub id.
+        revision: Of a hub id.
+        dtype: What it computes in.
+        device: Where it goes.
+        attn_implementation: None leaves it to `choose_attention`.
+        quantization: Linear layers in 8 bits (LLM.int8()) or 4 (NF4), quantised while they are read.
+
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: It cannot be loaded, or not in this way on this machine.
     """
+    device = torch.device(device)
+    quantised: dict[str, Any] = {}
+    if quantization is not None:
+        # Quantised layers are made where they stay: moving them later would move packed bytes behind PEFT's back.
+        config = _bitsandbytes_config(quantization, DTYPES[dtype])
+        quantised = {"quantization_config": config, "device_map": {"": device}}
     try:
+        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+        if attn_implementation is None:
+            attn_implementation = choose_attention(
+                device.type, dtype, supported=_flash_is_supported(config), installed=is_flash_attn_2_available()
+            )
         model = AutoModelForCausalLM.from_pretrained(
-            base, revision=revision, dtype=DTYPES[dtype], trust_remote_code=False, use_safetensors=True
+            base,
+            revision=revision,
+            config=config,
+            dtype=DTYPES[dtype],
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **quantised,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load the base model {base}", got=error, hint="check base_model") from error
-    return model.requires_grad_(False).to(device)
+    return model.requires_grad_(False) if quantised else model.requires_grad_(False).to(device)
+
+
+def choose_attention(device_type: str, dtype: Dtype, *, supported: bool, installed: bool) -> Attention | None:
+    """The attention to use where nobody asked for one.
+
+    Returns:
+        ``flash_attention_2`` on a GPU in half precision, where the package is installed and the architecture knows it;
+        else None, which is transformers' own choice: SDPA, or eager for an architecture without it.
+    """
+    if device_type == "cuda" and dtype != "float32" and supported and installed:
+        return "flash_attention_2"
+    return None
+
+
+def quantization_of(model: PreTrainedModel) -> Quantization | None:
+    """How a loaded base is quantised, by this package or by whoever published it.
+
+    Raises:
+        ModelError: Otherwise than by bitsandbytes; nothing here was tested with that.
+    """
+    config = getattr(model, "quantization_config", None) or getattr(model.config, "quantization_config", None)
+    if config is None:
+        return None
+    if getattr(model, "is_loaded_in_8bit", False):
+        return "8bit"
+    if getattr(model, "is_loaded_in_4bit", False):
+        return "4bit"
+    raise ModelError("this base is quantised in an unknown way", got=config, expected="bitsandbytes, 8 or 4 bits")
+
+
+def _flash_is_supported(config: PretrainedConfig) -> bool:
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return bool(getattr(model_class, "_supports_flash_attn", False))
+
+
+def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"a {quantization} base needs the package bitsandbytes",
+            hint="pip install 'clara-dist[quantized]', on a machine with a CUDA GPU",
+        )
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedTokenizerFast:

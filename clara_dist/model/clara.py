@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
-from clara_dist.config.model import ClaraConfig, Dtype, Role
+from clara_dist.config.model import Attention, ClaraConfig, Dtype, Quantization, Role
 from clara_dist.core.losses import token_nll
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
 from clara_dist.model.batch import PackedTexts, PromptBatch, TextBatch
 from clara_dist.model.identity import base_identity, hash_tensors
-from clara_dist.model.roles import RoleSwitch
+from clara_dist.model.roles import RoleSwitch, add_roles
 from clara_dist.model.tokens import ClaraTokenizer
 
 Trainable = Role | Literal["memory_embeddings"]
+AnyModel = TypeVar("AnyModel", bound="ClaraModel")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class ClaraModel(nn.Module):
     Build it with `from_base` or `from_pretrained`. It is frozen until `set_trainable` is called.
 
     Attributes:
-        config: Its `ClaraConfig`.
+        config: Its `ClaraConfig`; ``base_model`` and ``base_revision`` say where the base was loaded from.
         tokenizer: Its `ClaraTokenizer`.
         memory_rows: Parameter ``[M or 1, D]``, the memory tokens' input embeddings.
         frame_rows: Buffer ``[3, D]``, the embeddings of ``<AE>``, ``<ENC>``, ``<SEP>``; never trained, as published.
@@ -65,13 +68,12 @@ class ClaraModel(nn.Module):
         memory_rows: Tensor,
         frame_rows: Tensor,
         head_rows: Tensor | None,
-        base_path: str,
     ) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.base_path = base_path
-        self.peft = _add_roles(base, config)
+        self.quantization = base_models.quantization_of(base)
+        self.peft = add_roles(base, config)
         self.memory_rows = nn.Parameter(memory_rows, requires_grad=False)
         self.register_buffer("frame_rows", frame_rows)
         self.register_buffer("head_rows", head_rows)
@@ -84,40 +86,112 @@ class ClaraModel(nn.Module):
 
     @classmethod
     def from_base(
-        cls, config: ClaraConfig, *, dtype: Dtype = "float32", device: str | torch.device = "cpu", seed: int = 0
-    ) -> ClaraModel:
+        cls: type[AnyModel],
+        config: ClaraConfig,
+        *,
+        dtype: Dtype = "float32",
+        device: str | torch.device = "cpu",
+        attn_implementation: Attention | None = None,
+        quantization: Quantization | None = None,
+        seed: int = 0,
+    ) -> AnyModel:
         """A new model on ``config.base_model``: LoRA B = 0, memory rows drawn like the base's own embeddings.
 
         Raises:
-            ModelError: The base cannot be loaded, or ``lora.target_modules`` match nothing.
+            ModelError: The base cannot be loaded, or one of ``lora.target_modules`` matches nothing.
         """
         from clara_dist.model import files
 
-        return files.new_model(config, dtype=dtype, device=device, seed=seed)
+        load = partial(
+            base_models.load_base,
+            dtype=dtype,
+            device=device,
+            attn_implementation=attn_implementation,
+            quantization=quantization,
+        )
+        return files.new_model(cls, config, load, device=device, seed=seed)
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[AnyModel],
         path: str | Path,
         *,
+        revision: str | None = None,
+        token: str | bool | None = None,
         base_model: str | None = None,
         dtype: Dtype = "float32",
         device: str | torch.device = "cpu",
-    ) -> ClaraModel:
-        """Load a model directory; ``base_model`` overrides where its base LLM is.
+        attn_implementation: Attention | None = None,
+        quantization: Quantization | None = None,
+    ) -> AnyModel:
+        """Load a model directory or a model on the Hub.
+
+        Adapters and added rows are float32 whatever ``dtype`` is, in memory and in files.
+
+        Args:
+            path: Directory, or a hub id where there is no such directory.
+            revision: Branch, tag or commit on the Hub.
+            token: As `huggingface_hub` takes it; None is the one of `hf auth login`.
+            base_model: Where its base LLM is, if not where ``config.json`` says.
+            dtype: What the base LLM computes in.
+            device: Where it runs.
+            attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
+            quantization: Keep the base LLM's linear layers in 8 or 4 bits (bitsandbytes). Roles are then never merged
+                into it, and memories differ from the unquantised model's: stores do not mix.
 
         Raises:
-            ModelError: A file is missing or damaged, or a tensor is missing, unexpected or of another shape.
+            ModelError: A file is missing or damaged, a tensor is missing, unexpected or of another shape, a newer
+                version wrote the directory, or the Hub does not give it.
+        """
+        from clara_dist.model import files, hub
+
+        load = partial(
+            base_models.load_base,
+            dtype=dtype,
+            device=device,
+            attn_implementation=attn_implementation,
+            quantization=quantization,
+        )
+        directory = hub.model_directory(path, revision=revision, token=token)
+        return files.load_model(cls, directory, load, device=device, base_model=base_model)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the model directory, whole or not at all: config, tokenizer, one PEFT folder per role, added rows.
+
+        The base LLM is not copied: ``config.json`` names it, a hub base with its commit.
         """
         from clara_dist.model import files
 
-        return files.load_model(Path(path), base_model=base_model, dtype=dtype, device=device)
+        files.save_model(self, Path(path))
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the model directory, whole or not at all: config, tokenizer, one PEFT folder per role, added rows."""
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        base_model: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a CLaRa model",
+    ) -> str:
+        """Save to a repository on the Hub, with a model card; the commit's URL.
+
+        Args:
+            repo_id: ``user/name``; created if it does not exist.
+            base_model: The hub id that others load the base LLM from. Needed where it came from a local directory;
+                the weights must be the same. Its current commit is recorded. Stores written with the directory are
+                then refused by name: their fingerprint has the directory's content in place of the commit.
+            private: Of a new repository.
+            token: As `huggingface_hub` takes it.
+            commit_message: First line of the commit.
+
+        Raises:
+            ModelError: The base LLM is a local directory, which nobody else could load, or the Hub refuses.
+        """
         from clara_dist.model import files
 
-        files.save_model(self, Path(path))
+        return files.push_model(
+            self, repo_id, base_model=base_model, private=private, token=token, commit_message=commit_message
+        )
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -155,8 +229,10 @@ class ClaraModel(nn.Module):
 
     @cached_property
     def _base_fields(self) -> dict[str, str]:
-        return {
-            "base": base_identity(self.base_path, getattr(self.base.config, "_commit_hash", None)),
+        # A field of its own, and only where there is something to say: stores that were written before stay valid.
+        quantised = {} if self.quantization is None else {"quantization": self.quantization}
+        return quantised | {
+            "base": base_identity(self.config.base_model, self.config.base_revision),
             "tokenizer": self.tokenizer.fingerprint(),
             "document_template": self.config.document_template,
             "doc_max_tokens": str(self.config.doc_max_tokens),
@@ -231,12 +307,25 @@ class ClaraModel(nn.Module):
         self.base._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=self.roles.checkpoint_function())
 
     def merge(self, role: Role) -> None:
-        """Fold one role into the base for inference; afterwards only it can run, at no LoRA cost."""
-        self.roles.merge(role)
+        """Fold one role into the base for inference; afterwards only it can run, at no LoRA cost.
+
+        A quantised base stays as it is: rounding a sum to 8 or 4 bits would lose most of the adapter.
+        """
+        if self._can_merge():
+            self.roles.merge(role)
 
     def fuse_for_serving(self) -> None:
-        """Generator folded into the base, reasoner kept as a rank-2r correction of it; the compressor is dropped."""
-        self.roles.fuse(merged="generator", kept="query_reasoner")
+        """Generator folded into the base, reasoner kept as a rank-2r correction of it; the compressor is dropped.
+
+        As `merge`, this leaves a model on a quantised base as it is.
+        """
+        if self._can_merge():
+            self.roles.fuse(merged="generator", kept="query_reasoner")
+
+    def _can_merge(self) -> bool:
+        if self.quantization is not None:
+            logger.warning("the base is quantised to %s: the roles run as LoRA, unmerged", self.quantization)
+        return self.quantization is None
 
     # --- forward passes -----------------------------------------------------------------------------------------
 
@@ -343,29 +432,3 @@ class ClaraModel(nn.Module):
             hidden_BLD = self.body(self.splice(batch.input_ids_BL, batch.memory_index_S, memory_TMD))
         predicting_PD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.predict_index_P]
         return token_nll(self.logits(predicting_PD), batch.labels_P)
-
-
-def _add_roles(base: PreTrainedModel, config: ClaraConfig) -> PeftModel:
-    lora = config.lora
-    targets = lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules)
-
-    def settings() -> LoraConfig:
-        return LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.scale_alpha,
-            lora_dropout=lora.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-        )
-
-    try:
-        first, *rest = config.roles
-        model = PeftModel(base, settings(), adapter_name=first)
-        for role in rest:
-            model.add_adapter(role, settings())
-    except ValueError as error:
-        raise ModelError(
-            "LoRA cannot be put on this base model", got=error, hint="check lora.target_modules against its layer names"
-        ) from error
-    return model

@@ -2,7 +2,7 @@
 
 ::
 
-    DIR/config.json                        ClaraConfig
+    DIR/config.json                        ClaraConfig, and the versions of what wrote it
     DIR/tokenizer.json ...                 the base's tokenizer, as saved by transformers
     DIR/<role>/adapter_config.json         PEFT's own layout, loadable by PEFT alone
     DIR/<role>/adapter_model.safetensors
@@ -11,12 +11,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import torch
 from peft import set_peft_model_state_dict
@@ -24,24 +29,38 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from clara_dist.config.model import ClaraConfig, Dtype
+from clara_dist import __version__
+from clara_dist.config.model import ClaraConfig
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
-from clara_dist.model.clara import ClaraModel
+from clara_dist.model import hub
+from clara_dist.model.clara import AnyModel, ClaraModel
 from clara_dist.model.tokens import ClaraTokenizer
 
 CONFIG_FILE = "config.json"
 ROWS_FILE = "memory_embeddings.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
+_VERSIONS = "written_with"
 _INCOMPLETE = "the model directory is incomplete"
 
 
-def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, seed: int) -> ClaraModel:
+class BaseLoader(Protocol):
+    """`base_models.load_base` of which only the place of the base is open."""
+
+    def __call__(self, base: str, *, revision: str | None) -> PreTrainedModel: ...
+
+
+def new_model(
+    cls: type[AnyModel], config: ClaraConfig, load_base: BaseLoader, *, device: str | torch.device, seed: int
+) -> AnyModel:
     """See `ClaraModel.from_base`."""
-    base = base_models.load_base(config.base_model, revision=config.base_revision, dtype=dtype, device=device)
+    revision = hub.commit_of(config.base_model, config.base_revision)
+    config = config.model_copy(update={"base_revision": revision})
+    base = load_base(config.base_model, revision=revision)
     base_models.require_known_head(base)
-    hf = base_models.load_tokenizer(config.base_model, revision=config.base_revision)
+    hf = base_models.load_tokenizer(config.base_model, revision=revision)
     tokenizer = ClaraTokenizer(hf, config, base_models.stop_ids(base))
     # Through the module, not its weight: Gemma 3 scales what it looks up by sqrt(D).
     known_ids = torch.arange(tokenizer.first_memory_id, device=base.device)
@@ -51,14 +70,18 @@ def new_model(config: ClaraConfig, *, dtype: Dtype, device: str | torch.device, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         rows = embeddings.mean(0) + embeddings.std(0) * torch.randn(n_rows, embeddings.shape[1]).to(embeddings.device)
-        return ClaraModel(config, base, tokenizer, rows[:-3], rows[-3:], None, config.base_model).to(device)
+        return cls(config, base, tokenizer, rows[:-3], rows[-3:], None).to(device)
 
 
-def load_model(path: Path, *, base_model: str | None, dtype: Dtype, device: str | torch.device) -> ClaraModel:
+def load_model(
+    cls: type[AnyModel], path: Path, load_base: BaseLoader, *, device: str | torch.device, base_model: str | None
+) -> AnyModel:
     """See `ClaraModel.from_pretrained`."""
     config = read_config(path)
     base_path = base_models.resolve_base(config.base_model, path, base_model)
-    base = base_models.load_base(base_path, revision=config.base_revision, dtype=dtype, device=device)
+    revision = hub.commit_of(base_path, config.base_revision if base_path == config.base_model else None)
+    config = config.model_copy(update={"base_model": base_path, "base_revision": revision})
+    base = load_base(base_path, revision=revision)
     hf = base_models.load_tokenizer(str(path))
     tokenizer = ClaraTokenizer(hf, config, base_models.stop_ids(base))
     rows = _read_tensors(path / ROWS_FILE)
@@ -69,7 +92,7 @@ def load_model(path: Path, *, base_model: str | None, dtype: Dtype, device: str 
     found = {name: tuple(tensor.shape) for name, tensor in rows.items()}
     if found != shapes:
         raise ModelError(f"{path / ROWS_FILE} does not fit the base model", got=found, expected=shapes)
-    clara = ClaraModel(config, base, tokenizer, rows["memory"], rows["frame"], rows.get("head"), base_path)
+    clara = cls(config, base, tokenizer, rows["memory"], rows["frame"], rows.get("head"))
     for role in config.roles:
         load_role(clara, role, _read_tensors(path / role / ADAPTER_FILE))
     return clara.to(device)
@@ -91,31 +114,82 @@ def load_role(clara: ClaraModel, role: str, state: dict[str, Tensor]) -> None:
 
 def save_model(clara: ClaraModel, path: Path) -> None:
     """See `ClaraModel.save_pretrained`. Writes beside the target and renames, so a reader never sees half a model."""
-    states = {role: clara.role_state(role) for role in clara.config.roles}
+    base = clara.config.base_model
     # Whoever loads the model may stand in another directory, as every worker does.
-    base = os.path.abspath(clara.base_path) if os.path.isdir(clara.base_path) else clara.config.base_model
-    config = clara.config.model_copy(update={"base_model": base})
+    base = os.path.abspath(base) if os.path.isdir(base) else base
     with replaced_directory(path) as staging:
-        clara.tokenizer.hf.save_pretrained(staging)
-        (staging / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        for role, state in states.items():
-            (staging / role).mkdir()
-            save_file(_for_saving(state), staging / role / ADAPTER_FILE, metadata={"format": "pt"})
-            settings = clara.peft.peft_config[role]
-            settings.base_model_name_or_path = config.base_model
-            settings.save_pretrained(str(staging / role))
-        rows = {"memory": clara.memory_rows, "frame": clara.frame_rows}
-        if clara.head_rows is not None:
-            rows["head"] = clara.head_rows
-        save_file(_for_saving(rows), staging / ROWS_FILE, metadata={"format": "pt"})
+        _write(clara, clara.config.model_copy(update={"base_model": base}), staging)
+
+
+def push_model(
+    clara: ClaraModel,
+    repo_id: str,
+    *,
+    base_model: str | None,
+    private: bool | None,
+    token: str | bool | None,
+    commit_message: str,
+) -> str:
+    """See `ClaraModel.push_to_hub`."""
+    base, revision = clara.config.base_model, clara.config.base_revision
+    if base_model is not None and base_model != base:
+        base, revision = base_model, None
+    if os.path.isdir(base):
+        raise ModelError(
+            "the base LLM is a directory on this machine, where nobody else can load it from",
+            got=base,
+            hint="pass base_model=, the hub id of the same weights",
+        )
+    revision = hub.commit_of(base, revision, token=token)
+    config = clara.config.model_copy(update={"base_model": base, "base_revision": revision})
+    with TemporaryDirectory() as folder:
+        _write(clara, config, Path(folder))
+        Path(folder, "README.md").write_text(hub.model_card(config, repo_id), encoding="utf-8")
+        return hub.push_directory(Path(folder), repo_id, private=private, token=token, commit_message=commit_message)
+
+
+def _write(clara: ClaraModel, config: ClaraConfig, path: Path) -> None:
+    """Fill an empty directory; the same model gives the same bytes."""
+    states = {role: clara.role_state(role) for role in config.roles}
+    clara.tokenizer.hf.save_pretrained(path)
+    tree = config.model_dump(mode="json") | {_VERSIONS: _versions()}
+    (path / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    for role, state in states.items():
+        (path / role).mkdir()
+        save_file(_for_saving(state), path / role / ADAPTER_FILE, metadata={"format": "pt"})
+        settings = copy.copy(clara.peft.peft_config[role])
+        settings.base_model_name_or_path, settings.revision = config.base_model, config.base_revision
+        if not isinstance(settings.target_modules, str):
+            # A set of strings has another order in every process.
+            settings.target_modules = sorted(settings.target_modules)
+        settings.save_pretrained(str(path / role))
+    rows = {"memory": clara.memory_rows, "frame": clara.frame_rows}
+    if clara.head_rows is not None:
+        rows["head"] = clara.head_rows
+    save_file(_for_saving(rows), path / ROWS_FILE, metadata={"format": "pt"})
+
+
+def _versions() -> dict[str, str]:
+    return {"clara_dist": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")}
 
 
 def read_config(path: Path) -> ClaraConfig:
     """The `ClaraConfig` of a model directory, without loading any weight."""
     try:
-        return ClaraConfig.model_validate_json((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except OSError as error:
+        tree = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not a model directory", got=f"no readable {CONFIG_FILE}") from error
+    versions = tree.pop(_VERSIONS, {}) if isinstance(tree, dict) else {}
+    newest = ClaraConfig.model_fields["format_version"].default
+    if isinstance(tree, dict) and isinstance(tree.get("format_version"), int) and tree["format_version"] > newest:
+        raise ModelError(
+            f"{path} was written by a newer clara_dist",
+            got=f"format_version {tree['format_version']}, written with {versions}",
+            expected=f"format_version {newest} at most",
+            hint="upgrade clara_dist",
+        )
+    try:
+        return ClaraConfig.model_validate(tree)
     except ValidationError as error:
         raise ModelError(f"{path / CONFIG_FILE} is not a CLaRa configuration", got=error) from error
 

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
-from clara_dist.config.model import Role
+from clara_dist.config.model import ClaraConfig, Role
 from clara_dist.errors import ModelError
 
 
@@ -121,6 +123,10 @@ class RoleSwitch:
     def _require_unmerged(self, role: Role) -> None:
         if self._in_base is not None:
             raise ModelError(f"{self._in_base} is part of the base weights already")
+        if not all(layer.get_base_layer().weight.is_floating_point() for layer in self._layers):
+            raise ModelError(
+                f"{role} cannot be merged into quantised weights", hint="leave the roles unmerged, as `ClaraModel` does"
+            )
         self._require(role)
         self._active = None
 
@@ -141,3 +147,51 @@ def _delete_adapters(layer: LoraLayer, keep: Role | None) -> None:
     for name in list(layer.lora_A):
         if name != keep:
             layer.delete_adapter(name)
+
+
+def add_roles(base: PreTrainedModel, config: ClaraConfig) -> PeftModel:
+    """Put one LoRA adapter per role on a base LLM.
+
+    Raises:
+        ModelError: A target matches no layer, or PEFT cannot adapt one that does.
+    """
+    lora = config.lora
+    targets = lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules)
+
+    def settings() -> LoraConfig:
+        return LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.scale_alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+        )
+
+    names = [name for name, _ in base.named_modules()]
+    missing = [] if isinstance(targets, str) else [t for t in targets if not any(_ends_in(name, t) for name in names)]
+    if missing:
+        raise ModelError(
+            "lora.target_modules that the base model does not have",
+            got=", ".join(missing),
+            expected="names of its layers, such as " + ", ".join(_linear_names(base)),
+        )
+    try:
+        first, *rest = config.roles
+        model = PeftModel(base, settings(), adapter_name=first)
+        for role in rest:
+            model.add_adapter(role, settings())
+    except ValueError as error:
+        raise ModelError(
+            "LoRA cannot be put on this base model", got=error, hint="check lora.target_modules against its layer names"
+        ) from error
+    return model
+
+
+def _ends_in(module_name: str, target: str) -> bool:
+    """Whether PEFT takes a module for a target: its name or the end of its dotted name."""
+    return module_name == target or module_name.endswith(f".{target}")
+
+
+def _linear_names(base: PreTrainedModel) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)})
