@@ -174,12 +174,13 @@ class ExactSearcher:
             memory_SX = _memory_view(shard)
             for start in range(0, len(local), block):
                 rows_S = local[start : start + block]
+                positions_S = shard.positions(rows_S)
                 scores_SB = torch.empty((len(rows_S), n_queries), device=self.device)
                 for low in range(0, len(rows_S), chunk):
-                    memory_CX = _select(memory_SX, rows_S[low : low + chunk]).to(self.device)
+                    memory_CX = _select(memory_SX, positions_S[low : low + chunk]).to(self.device)
                     wide = wide_CX[: len(memory_CX)].copy_(memory_CX)
                     torch.mm(wide, query_BX.T, out=scores_SB[low : low + chunk])
-                scores_SB = scores_SB.cpu() * _inverse(torch.from_numpy(shard.norms_S[rows_S]))[:, None]
+                scores_SB = scores_SB.cpu() * _inverse(torch.from_numpy(shard.norms_S[positions_S]))[:, None]
                 if not scores_SB.isfinite().all():
                     raise CorruptStoreError(
                         f"the shard {shard.info.file} of the store {self.store.url} has values that are not finite",
@@ -208,7 +209,7 @@ class ExactSearcher:
 def _memory_view(shard: Shard) -> Tensor:
     """A shard's memories, float16 ``[S, X]``, without a copy. Only for reading: the file's pages cannot be written."""
     # DLPack, because torch.from_numpy warns about arrays that are read-only.
-    return from_dlpack(shard.batch.column("memory").storage.flatten()).view(shard.rows, -1)
+    return from_dlpack(shard.batch.column("memory").storage.flatten()).view(shard.info.rows, -1)
 
 
 def _select(memory_SX: Tensor, rows: np.ndarray) -> Tensor:

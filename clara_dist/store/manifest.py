@@ -15,10 +15,15 @@ from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.schema import StoreSchema
 from clara_dist.store.storage import Storage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FOLDER = "manifests"
 SHARD_FOLDER = "shards"
+DELETION_FOLDER = "deletions"
+# What `store gc` leaves of a version's manifest. The name stays taken: a writer that was suspended since before that
+# version must not be able to commit under its number.
+TOMBSTONE = b'{"collected": true}\n'
 _SHARD_FILE = re.compile(rf"{SHARD_FOLDER}/[A-Za-z0-9][A-Za-z0-9._-]{{0,199}}\.arrow")
+_DELETION_FILE = re.compile(rf"{DELETION_FOLDER}/[0-9a-f]{{32}}\.arrow")
 
 
 def shard_file(name: str) -> str:
@@ -61,6 +66,23 @@ class ShardInfo:
 
 
 @dataclass(frozen=True)
+class DeletionInfo:
+    """What the manifest says of the file that lists the version's deleted rows.
+
+    Attributes:
+        file: Path inside the store.
+        rows: Deleted rows, of all shards.
+        size_bytes: Size of the file.
+        checksum: ``sha256:`` and the digest of the file's bytes.
+    """
+
+    file: str
+    rows: int
+    size_bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One version of a store, whole. Shards are listed in corpus order, which gives every document its row number.
 
@@ -73,6 +95,10 @@ class Manifest:
         writer: Free facts about the job that wrote it (JSON-able).
         created_at: UTC time, ISO 8601.
         commit_id: Unlike that of any other commit, so that a writer can tell its own manifest from another's.
+        operation: What made the version: ``compress``, ``append``, ``delete``, ...
+        deletions: The rows of the shards that are deleted; None: none.
+        collecting: Files that a `store gc` is deleting: no version may list them until it has finished.
+        oldest_version: Versions before this one were given up by a `store gc`.
     """
 
     version: int
@@ -83,10 +109,23 @@ class Manifest:
     writer: Mapping[str, Any] = field(default_factory=dict)
     created_at: str = ""
     commit_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    operation: str = "compress"
+    deletions: DeletionInfo | None = None
+    collecting: tuple[str, ...] = ()
+    oldest_version: int = 1
 
     @property
     def n_documents(self) -> int:
-        return sum(shard.rows for shard in self.shards)
+        return sum(shard.rows for shard in self.shards) - self.n_deleted
+
+    @property
+    def n_deleted(self) -> int:
+        return 0 if self.deletions is None else self.deletions.rows
+
+    @property
+    def files(self) -> set[str]:
+        """All files that the version needs, its manifest apart."""
+        return {shard.file for shard in self.shards} | ({self.deletions.file} if self.deletions else set())
 
     @property
     def size_bytes(self) -> int:
@@ -98,6 +137,8 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "version": self.version,
             "parent": self.parent,
+            "operation": self.operation,
+            "oldest_version": self.oldest_version,
             "created_at": self.created_at,
             "commit_id": self.commit_id,
             "writer": dict(self.writer),
@@ -107,6 +148,8 @@ class Manifest:
             "dtype": "float16",
             "metadata_columns": dict(self.schema.metadata_columns),
             "n_documents": self.n_documents,
+            "deletions": None if self.deletions is None else asdict(self.deletions),
+            "collecting": list(self.collecting),
             "shards": [asdict(shard) for shard in self.shards],
         }
         return _render(body)
@@ -140,11 +183,17 @@ class Manifest:
             shards=tuple(ShardInfo(**shard) for shard in body["shards"]),
             writer=body["writer"],
             created_at=body["created_at"],
-            commit_id=body.get("commit_id", ""),  # older stores have none
+            commit_id=body["commit_id"],
+            operation=body["operation"],
+            deletions=None if body["deletions"] is None else DeletionInfo(**body["deletions"]),
+            collecting=tuple(body["collecting"]),
+            oldest_version=body["oldest_version"],
         )
         for shard in manifest.shards:
             if not _SHARD_FILE.fullmatch(shard.file):
                 raise ValueError(f"it names {shard.file!r}, which is no shard of this store")
+        if manifest.deletions is not None and not _DELETION_FILE.fullmatch(manifest.deletions.file):
+            raise ValueError(f"it names {manifest.deletions.file!r}, which lists no deletions of this store")
         return manifest
 
 
@@ -159,8 +208,20 @@ def manifest_file(version: int) -> str:
 
 
 def versions(storage: Storage) -> list[int]:
-    """The store's versions, ascending; the last one is current."""
+    """Numbers of all versions that ever were, ascending; the last one is current."""
     return [int(name[:8]) for name in storage.list_files(MANIFEST_FOLDER) if re.fullmatch(r"\d{8}\.json", name)]
+
+
+def kept_versions(storage: Storage) -> list[int]:
+    """Versions that can be opened, ascending; the last one is current.
+
+    Raises:
+        StoreError: There is no store.
+        CorruptStoreError: The current version's manifest is damaged.
+    """
+    known = versions(storage)
+    oldest = read_manifest(storage, known[-1] if known else None).oldest_version
+    return [version for version in known if version >= oldest]
 
 
 def read_manifest(storage: Storage, version: int | None = None) -> Manifest:
@@ -183,10 +244,24 @@ def read_manifest(storage: Storage, version: int | None = None) -> Manifest:
         raise StoreError(
             f"the store {storage.url} has no version {version}", got=version, expected=f"one of {known[0]}..{known[-1]}"
         )
+    manifest = find_manifest(storage, version)
+    if manifest is None:
+        raise StoreError(
+            f"version {version} of the store {storage.url} was given up by `clara-dist store gc`",
+            hint="`clara-dist store versions` lists those that are there",
+        )
+    return manifest
+
+
+def find_manifest(storage: Storage, version: int) -> Manifest | None:
+    """`read_manifest` of a version that is known to be there; None if it was given up."""
     file = manifest_file(version)
     try:
         with storage.open(file) as source:
-            manifest = Manifest.from_json(source.read())
+            data = source.read()
+        if data == TOMBSTONE:
+            return None
+        manifest = Manifest.from_json(data)
         if manifest.version != version:
             raise ValueError(f"it says version {manifest.version}")
     except StoreError:

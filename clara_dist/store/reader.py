@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 
 from clara_dist.errors import StoreError
 from clara_dist.store.cache import local_shards
+from clara_dist.store.deletions import live_rows, read_deletions
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.ids import IdIndex
 from clara_dist.store.manifest import Manifest, read_manifest
-from clara_dist.store.schema import is_metadata_value, metadata_column, metadata_type
 from clara_dist.store.shard import Shard, open_shard, reading
 from clara_dist.store.storage import StoreLocation, open_storage
+from clara_dist.store.where import accepted_values, matches
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class StoredDocument:
 class MemoryStore:
     """One version of a memory store, open for reading.
 
-    Documents have row numbers 0 .. n_documents - 1, over the shards in manifest order. The version never changes under
-    an open store, whatever is committed meanwhile. It takes no memory of its own: arrays are views of the mapped files,
-    which all processes of a machine share. Those of a remote store are copies in the machine's cache (`store.cache`).
+    Documents have row numbers 0 .. n_documents - 1, over the shards in manifest order; deleted ones have none. The
+    version never changes under an open store, whatever is committed meanwhile. It takes no memory of its own: arrays
+    are views of the mapped files, which all processes of a machine share. Those of a remote store are copies in the
+    machine's cache (`store.cache`).
 
     Pickling keeps the location and the version; the copy opens the files itself.
     """
@@ -70,10 +72,12 @@ class MemoryStore:
         manifest = read_manifest(storage, version)
         files = local_shards(storage, manifest.shards)
         shards: list[Shard] = []
+        deletions = read_deletions(storage, manifest)
         offset = 0
         for info in manifest.shards:
-            shards.append(open_shard(files, info, manifest.schema, offset))
-            offset += info.rows
+            live = live_rows(info.rows, deletions[info.file]) if info.file in deletions else None
+            shards.append(open_shard(files, info, manifest.schema, offset, live))
+            offset += shards[-1].rows
         return cls(storage.url, manifest, shards)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,7 +134,7 @@ class MemoryStore:
         rows = np.asarray(rows)
         taken = np.empty((rows.size, self.n_memory_tokens, self.hidden_size), np.float16)
         for shard, places, local in self._by_shard(rows):
-            taken[places] = shard.memory_SMD[local]
+            taken[places] = shard.memory_SMD[shard.positions(local)]
         return taken.reshape(*rows.shape, self.n_memory_tokens, self.hidden_size)
 
     def doc_ids(self, rows: np.ndarray | Sequence[int]) -> list[str]:
@@ -188,13 +192,11 @@ class MemoryStore:
         Raises:
             StoreError: No such typed column, or a value that is not of its type.
         """
-        accepted = {name: self._accepted_values(name, values) for name, values in where.items()}
+        accepted = accepted_values(self.manifest.schema, where)
         found = [np.empty(0, np.int64)]
         for shard in self.shards:
-            keep = np.ones(shard.rows, np.bool_)
-            for name, values in accepted.items():
-                keep &= pc.is_in(shard.batch.column(metadata_column(name)), values).to_numpy(zero_copy_only=False)
-            found.append(shard.row_offset + np.flatnonzero(keep))
+            keep = matches(shard.batch, accepted)
+            found.append(shard.row_offset + np.flatnonzero(keep if shard.live is None else keep[shard.live]))
         return np.concatenate(found)
 
     @cached_property
@@ -219,27 +221,12 @@ class MemoryStore:
     def _id_index(self) -> IdIndex:
         return IdIndex((shard.doc_ids for shard in self.shards), self.doc_ids)
 
-    def _accepted_values(self, name: str, values: Sequence[Any]) -> pa.Array:
-        columns = self.manifest.schema.metadata_columns
-        if name not in columns:
-            raise StoreError(
-                f"the store {self.url} has no metadata column {name!r} to filter by",
-                expected=", ".join(columns) or "(it has none)",
-                hint="name the column when the corpus is compressed",
-            )
-        for value in values:
-            if not is_metadata_value(value, columns[name]):
-                raise StoreError(
-                    f"the filter on {name!r} has a value of another type", got=repr(value), expected=columns[name]
-                )
-        return pa.array(list(values), metadata_type(columns[name]))
-
     def _take(self, rows: np.ndarray | Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
         rows = np.asarray(rows, np.int64)
         taken: list[dict[str, Any]] = [{}] * rows.size
         for shard, places, local in self._by_shard(rows):
             with reading(self.url, shard.info.file):
-                values = shard.batch.select(columns).take(pa.array(local)).to_pylist()
+                values = shard.batch.select(columns).take(pa.array(shard.positions(local))).to_pylist()
             for place, row in zip(places.tolist(), values, strict=True):
                 taken[place] = row
         return taken

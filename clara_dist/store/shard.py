@@ -24,6 +24,8 @@ class Shard:
     Attributes:
         info: What the manifest says of it.
         row_offset: Global row number of its first document.
+        live: Which rows of the file are not deleted, int64, ascending; None: all. The arrays below have all rows of
+            the file, so row i of the shard is their row ``positions(i)``.
         batch: All columns; local shards are views of the mapped file.
         memory_SMD: float16, read-only, without a copy.
         norms_S: float32, read-only, without a copy: Euclidean norm of each flattened memory.
@@ -34,19 +36,27 @@ class Shard:
     batch: pa.RecordBatch
     memory_SMD: np.ndarray
     norms_S: np.ndarray
+    live: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
-        return self.info.rows
+        return self.info.rows if self.live is None else len(self.live)
 
     @property
     def doc_ids(self) -> pa.StringArray:
-        return self.batch.column("doc_id")
+        """Ids of the documents that are not deleted."""
+        ids = self.batch.column("doc_id")
+        return ids if self.live is None else ids.take(pa.array(self.live))
 
     @property
     def parent_ids(self) -> pa.StringArray:
         """For each of `doc_ids`, the document that it is a passage of."""
-        return self.batch.column("parent_id")
+        ids = self.batch.column("parent_id")
+        return ids if self.live is None else ids.take(pa.array(self.live))
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Where rows of the shard, counted from its first, stand in the file."""
+        return rows if self.live is None else self.live[rows]
 
 
 def serialize(table: pa.Table) -> pa.Buffer:
@@ -102,7 +112,7 @@ def reading(url: str, file: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CorruptStoreError(
-            f"the shard {file} of the store {url} is damaged",
+            f"the file {file} of the store {url} is damaged",
             got=f"{type(error).__name__}: {error}",
             hint="`clara-dist store verify` lists all damage; restore the file or compress its documents again",
         ) from error
@@ -150,13 +160,15 @@ def documents_of(data: pa.Buffer) -> pa.RecordBatch:
     return batch.drop_columns(["memory", "norm"])
 
 
-def open_shard(storage: ReadableFiles, info: ShardInfo, schema: StoreSchema, row_offset: int) -> Shard:
+def open_shard(
+    storage: ReadableFiles, info: ShardInfo, schema: StoreSchema, row_offset: int, live: np.ndarray | None = None
+) -> Shard:
     """Map a shard and check what is cheap to check: its presence, size, columns and row count, but not its checksum.
 
     Raises:
         CorruptStoreError: The shard is missing, truncated, longer than it was, or no shard of this schema.
     """
-    batch = _read_checked(storage, info, schema)
+    batch = read_columns(storage, info, schema)
     with reading(storage.url, info.file):
         flat = batch.column("memory").storage.flatten().to_numpy(zero_copy_only=True)
         return Shard(
@@ -165,6 +177,7 @@ def open_shard(storage: ReadableFiles, info: ShardInfo, schema: StoreSchema, row
             batch=batch,
             memory_SMD=flat.reshape(info.rows, schema.n_memory_tokens, schema.hidden_size),
             norms_S=batch.column("norm").to_numpy(zero_copy_only=True),
+            live=live,
         )
 
 
@@ -174,12 +187,17 @@ def read_doc_ids(storage: ReadableFiles, info: ShardInfo, schema: StoreSchema) -
     Raises:
         CorruptStoreError: As `open_shard`.
     """
-    return _read_checked(storage, info, schema, ["doc_id"]).column("doc_id")
+    return read_columns(storage, info, schema, ["doc_id"]).column("doc_id")
 
 
-def _read_checked(
+def read_columns(
     storage: ReadableFiles, info: ShardInfo, schema: StoreSchema, columns: Sequence[str] | None = None
 ) -> pa.RecordBatch:
+    """Some columns of one shard, or all, checked as in `open_shard`; the bytes of the others are not touched.
+
+    Raises:
+        CorruptStoreError: As `open_shard`.
+    """
     with reading(storage.url, info.file):
         size_bytes = storage.size_bytes(info.file)
         if size_bytes is None:

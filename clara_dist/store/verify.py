@@ -10,7 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from clara_dist.errors import CorruptStoreError
-from clara_dist.store.manifest import SHARD_FOLDER, Manifest, ShardInfo, manifest_file, read_manifest, versions
+from clara_dist.store.deletions import Deletions, live_rows, read_deletions
+from clara_dist.store.manifest import (
+    DELETION_FOLDER,
+    SHARD_FOLDER,
+    Manifest,
+    ShardInfo,
+    find_manifest,
+    kept_versions,
+    manifest_file,
+    read_manifest,
+    versions,
+)
 from clara_dist.store.schema import StoreSchema, memory_norms, nonfinite_rows
 from clara_dist.store.shard import Shard, describe, file_checksum, find_duplicates, open_shard
 from clara_dist.store.storage import Storage, StoreLocation, open_storage
@@ -47,8 +58,8 @@ class VerifyReport:
         n_documents: Documents that the manifest lists.
         size_bytes: Bytes that were compared with their checksums.
         problems: All damage, in the order of the manifest.
-        unlisted_files: Files in the shards' folder that no version lists: the work of a job that is running or was
-            killed, or strays. They do no harm, so they are no problems.
+        unlisted_files: Files among the shards and deletions that no version lists: the work of a job that is running or
+            was killed, or strays. They do no harm, so they are no problems.
     """
 
     url: str
@@ -72,7 +83,7 @@ def info(store: StoreLocation, version: int | None = None) -> StoreInfo:
         CorruptStoreError: The manifest is damaged.
     """
     storage = open_storage(store)
-    return StoreInfo(storage.url, read_manifest(storage, version), tuple(versions(storage)))
+    return StoreInfo(storage.url, read_manifest(storage, version), tuple(kept_versions(storage)))
 
 
 def verify(store: StoreLocation, version: int | None = None) -> VerifyReport:
@@ -90,13 +101,19 @@ def verify(store: StoreLocation, version: int | None = None) -> VerifyReport:
     listed: set[str] = set()
     for known in versions(storage):
         try:
-            listed |= {shard.file for shard in read_manifest(storage, known).shards}
+            found_manifest = find_manifest(storage, known)
+            listed |= found_manifest.files if found_manifest else set()
         except CorruptStoreError as error:
             problems.append(Problem(manifest_file(known), error.got or error.what))
     try:
         manifest = read_manifest(storage, version)
     except CorruptStoreError:
         return VerifyReport(storage.url, version or versions(storage)[-1], 0, 0, 0, tuple(problems), ())
+    deletions: Deletions = {}
+    try:
+        deletions = read_deletions(storage, manifest)
+    except CorruptStoreError as error:
+        problems.append(Problem(manifest.deletions.file if manifest.deletions else "", error.got or error.what))
     # Hashing and the float16 checks leave the interpreter lock, so threads use all cores.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checked = list(pool.map(lambda shard: verify_shard(storage, shard, manifest.schema), manifest.shards))
@@ -104,7 +121,7 @@ def verify(store: StoreLocation, version: int | None = None) -> VerifyReport:
     for shard_info, (ids, found) in zip(manifest.shards, checked, strict=True):
         problems += found
         if ids is not None:
-            doc_ids[shard_info.file] = ids
+            doc_ids[shard_info.file] = ids.take(pa.array(live_rows(len(ids), deletions.get(shard_info.file))))
     for doc_id, files in find_duplicates(doc_ids).items():
         problems.append(Problem(files[-1], f"document {doc_id!r} comes {len(files)} times, in {', '.join(files)}"))
     return VerifyReport(
@@ -115,7 +132,10 @@ def verify(store: StoreLocation, version: int | None = None) -> VerifyReport:
         size_bytes=manifest.size_bytes,
         problems=tuple(problems),
         unlisted_files=tuple(
-            file for file in (f"{SHARD_FOLDER}/{n}" for n in storage.list_files(SHARD_FOLDER)) if file not in listed
+            file
+            for folder in (DELETION_FOLDER, SHARD_FOLDER)
+            for file in (f"{folder}/{name}" for name in storage.list_files(folder))
+            if file not in listed
         ),
     )
 

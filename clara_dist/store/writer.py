@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from clara_dist.errors import CommitConflictError, StoreError
+from clara_dist.store.commits import Content, Snapshot, publish_next
+from clara_dist.store.deletions import Deletions, live_rows
 from clara_dist.store.fingerprint import Fingerprint
-from clara_dist.store.manifest import (
-    SHARD_FOLDER,
-    Manifest,
-    ShardInfo,
-    publish_manifest,
-    read_manifest,
-    shard_file,
-    versions,
-)
+from clara_dist.store.manifest import SHARD_FOLDER, Manifest, ShardInfo, shard_file, versions
 from clara_dist.store.schema import StoreSchema
 from clara_dist.store.shard import (
     describe,
@@ -29,7 +23,7 @@ from clara_dist.store.shard import (
     reading,
     serialize,
 )
-from clara_dist.store.storage import Storage, StoreLocation, open_storage
+from clara_dist.store.storage import ReadableFiles, Storage, StoreLocation, open_storage
 
 
 def write_shard(store: StoreLocation, table: pa.Table, name: str) -> ShardInfo:
@@ -110,13 +104,14 @@ def commit(
     parent: int | None = None,
     writer_info: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Make finished shards the next version of a store, in one atomic step.
+    """Make finished shards the next version of a store, whatever it held before, in one atomic step.
 
     Args:
         store: The store's path or URL.
         schema: Shape of all its rows.
         fingerprint: The model that wrote the memories.
-        shards: ALL shards of the new version, in corpus order (to append: the parent's, then the new ones).
+        shards: ALL shards of the new version, in corpus order; no row of them is deleted. To add to what is there, see
+            `append_shards`.
         parent: The version that the caller started from; None for a new store.
         writer_info: Facts about the job, kept in the manifest.
 
@@ -139,32 +134,44 @@ def commit(
             expected=f"version {parent}" if parent else "a new store",
             hint="read the current version and commit on top of it",
         )
-    if parent is not None:
-        before = read_manifest(storage, parent)
-        # A version may replace all shards by another model's, but never mix two models.
-        if {shard.file for shard in before.shards} & {shard.file for shard in shards}:
-            before.fingerprint.require_match(fingerprint, f"the shards of the store {storage.url}", "the new shards")
-            if before.schema != schema:
-                raise StoreError("the new shards have another schema than the kept", got=schema, expected=before.schema)
-    _check_shards(storage, schema, shards)
-    manifest = Manifest(
-        version=(parent or 0) + 1,
-        parent=parent,
-        schema=schema,
-        fingerprint=fingerprint,
-        shards=tuple(shards),
-        writer=dict(writer_info or {}),
-        created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    )
-    publish_manifest(storage, manifest)
-    return manifest
+    before = None if parent is None else Snapshot.read(storage, parent)
+    # A version may replace all shards by another model's, but never mix two models.
+    if before and {shard.file for shard in before.manifest.shards} & {shard.file for shard in shards}:
+        require_same_kind(storage, before.manifest, schema, fingerprint, "the new shards")
+    require_distinct(storage, schema, shards)
+    return publish_next(storage, before, Content(tuple(shards)), schema, fingerprint, "compress", writer_info)
 
 
-def _check_shards(storage: Storage, schema: StoreSchema, shards: Sequence[ShardInfo]) -> None:
+def require_same_kind(
+    storage: Storage, manifest: Manifest, schema: StoreSchema, fingerprint: Fingerprint, what: str
+) -> None:
+    """Refuse shards that cannot stand beside a store's.
+
+    Raises:
+        FingerprintMismatchError: Another model wrote them.
+        StoreError: They have other columns.
+    """
+    manifest.fingerprint.require_match(fingerprint, f"the store {storage.url}", what)
+    if manifest.schema != schema:
+        raise StoreError(f"the columns of {what} differ from the store's", got=schema, expected=manifest.schema)
+
+
+def require_distinct(
+    storage: Storage, schema: StoreSchema, shards: Sequence[ShardInfo], deletions: Deletions | None = None
+) -> None:
+    """Refuse shards that list a file or hold a document twice; reads all ids.
+
+    Raises:
+        StoreError: They do.
+        CorruptStoreError: A shard is missing or not what its `ShardInfo` says.
+    """
     files = [info.file for info in shards]
     if len(set(files)) != len(files):
         raise StoreError("a shard is listed twice", got=sorted({file for file in files if files.count(file) > 1}))
-    duplicates = find_duplicates({info.file: read_doc_ids(storage, info, schema) for info in shards})
+    deletions = deletions or {}
+    duplicates = find_duplicates(
+        {info.file: live_ids(storage, info, schema, deletions.get(info.file)) for info in shards}
+    )
     if duplicates:
         listed = "; ".join(f"{doc_id!r} in {' and '.join(where)}" for doc_id, where in duplicates.items())
         raise StoreError(
@@ -173,3 +180,11 @@ def _check_shards(storage: Storage, schema: StoreSchema, shards: Sequence[ShardI
             expected="every doc_id once in a store",
             hint="remove the repeated rows",
         )
+
+
+def live_ids(
+    storage: ReadableFiles, info: ShardInfo, schema: StoreSchema, deleted: np.ndarray | None
+) -> pa.StringArray:
+    """Ids of a shard's documents without the deleted ones. Raises what `read_doc_ids` raises."""
+    ids = read_doc_ids(storage, info, schema)
+    return ids if deleted is None else ids.take(pa.array(live_rows(info.rows, deleted)))

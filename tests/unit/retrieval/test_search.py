@@ -205,10 +205,12 @@ def test_queries_without_a_direction_are_errors(tmp_path: Path, value: float):
 
 
 def test_a_memory_that_is_not_finite_is_never_an_answer(tmp_path: Path):
-    write_rows(tmp_path, "unit", random_memory(4))
-    table = pa.ipc.open_file(pa.memory_map(str(tmp_path / "shards/unit.arrow"))).read_all()
+    write_rows(tmp_path, "right", random_memory(4))
+    table = pa.ipc.open_file(pa.memory_map(str(tmp_path / "shards/right.arrow"))).read_all()
     norms = pa.array(np.array([1, np.nan, 1, 1], np.float32))
-    shard = write_shard(tmp_path, table.set_column(7, table.schema.field("norm"), norms), "unit")
+    shard = write_shard(
+        tmp_path, table.set_column(table.schema.get_field_index("norm"), table.schema.field("norm"), norms), "unit"
+    )
     commit(tmp_path, StoreSchema(2, 8), FINGERPRINT, [shard])
     with pytest.raises(CorruptStoreError, match=r"shards/unit\.arrow"):
         ExactSearcher(MemoryStore.open(tmp_path)).search(random_queries(1, 16), 1)

@@ -17,8 +17,8 @@ SCHEMA = StoreSchema(2, 8)
 
 def rewrite(store: Path, column: str, values: pa.Array) -> None:
     """Commit a store whose one shard was written with a wrong column: the checksum is right, the contents are not."""
-    write_rows(store, "unit", random_memory(4))
-    batch = pa.ipc.open_file(pa.memory_map(str(store / "shards/unit.arrow"))).read_all()
+    write_rows(store / "right", "unit", random_memory(4))
+    batch = pa.ipc.open_file(pa.memory_map(str(store / "right/shards/unit.arrow"))).read_all()
     index = batch.schema.get_field_index(column)
     shard = write_shard(store, batch.set_column(index, batch.schema.field(column), values), "unit")
     publish_manifest(LocalStorage(store), Manifest(1, None, SCHEMA, FINGERPRINT, (shard,)))
