@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,14 @@ def compress(
     corpus: Annotated[list[str] | None, typer.Option(help="File, directory or glob; repeatable.")] = None,
     model: ModelOption = None,
     store: StoreOption = None,
-    workers: Annotated[int | None, typer.Option(help="Compressor actors, each with a copy of the model.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|MIN:MAX", help="Compressor actors; 1:8 grows while all are busy.")
+    ] = None,
+    cpus_per_worker: Annotated[float | None, typer.Option(help="CPUs of an actor.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs of an actor; 0.5 puts two on each.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (GPUs if the cluster has any), cpu or cuda.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else a local Ray.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write the figures of the end to this file, as JSON.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
@@ -26,9 +34,21 @@ def compress(
     """
     from clara_dist.config.compress import CompressConfig
 
-    flags = {"corpus": corpus, "model": model, "store": store, "workers": workers}
+    flags = {
+        "corpus": corpus,
+        "model": model,
+        "store": store,
+        "workers": workers,
+        "cpus_per_worker": cpus_per_worker,
+        "gpus_per_worker": gpus_per_worker,
+        "device": device,
+        "address": address,
+    }
     settings = resolve(CompressConfig, config, overrides, flags)
 
     from clara_dist.distributed import compress_job
 
-    print(compress_job.compress(settings))
+    report = compress_job.compress(settings)
+    print(report)
+    if summary is not None:
+        summary.write_text(report.to_json() + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import CorpusUnit, UnitScan, corpus_fingerprint, duplicate_rows, plan_units
 from clara_dist.data.documents import Reject
 from clara_dist.distributed.actor_pool import ActorPool, Mapper
+from clara_dist.distributed.compress_metrics import CompressMetrics
+from clara_dist.distributed.compress_report import CompressReport, JobCosts
 from clara_dist.distributed.compress_resume import finished_shards
 from clara_dist.distributed.compress_scan import MetadataCheck, RejectLister, UnitScanner, UnitWork
 from clara_dist.distributed.compress_workers import (
@@ -35,6 +37,7 @@ from clara_dist.distributed.paths import absolute, absolute_base
 from clara_dist.distributed.progress import Progress
 from clara_dist.distributed.resources import require_room, result_of
 from clara_dist.distributed.session import cluster_has_gpus, connect
+from clara_dist.distributed.stopping import stoppable
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import DataError, StoreError
 from clara_dist.model.files import memory_shape, read_config
@@ -42,44 +45,6 @@ from clara_dist.store import files
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
 from clara_dist.store.storage import open_storage
 from clara_dist.store.writer import commit
-
-
-@dataclass(frozen=True)
-class CompressReport:
-    """What a job did.
-
-    Attributes:
-        n_documents: Documents in the store.
-        n_rejected: Rows that did not enter it because they are bad.
-        n_repeated: Documents that were left out because the very same one is in the corpus already.
-        n_kept: Documents whose shards an earlier, unfinished job had made.
-        was_complete: The store held all of this already; nothing was done.
-    """
-
-    store: str
-    version: int
-    n_documents: int
-    n_shards: int
-    n_rejected: int
-    n_repeated: int
-    n_kept: int
-    rejects: str
-    was_complete: bool
-    seconds: float
-
-    def __str__(self) -> str:
-        done = "complete already" if self.was_complete else f"written in {self.seconds:.1f} s"
-        lines = [
-            f"store {self.store}, version {self.version}: "
-            f"{self.n_documents} documents in {self.n_shards} shards, {done}"
-        ]
-        if self.n_kept:
-            lines.append(f"  kept from a job that had not finished: {self.n_kept} documents")
-        if self.n_rejected or self.n_repeated:
-            lines.append(
-                f"  left out: {self.n_rejected} bad rows, {self.n_repeated} repeated documents; see {self.rejects}"
-            )
-        return "\n".join(lines)
 
 
 def compress(config: CompressConfig, *, address: str | None = None, num_cpus: int | None = None) -> CompressReport:
@@ -97,7 +62,8 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
         ClusterError: A node does not see the files, or Ray failed beyond the retries.
     """
     config = absolute_paths(config)
-    with connect(address or config.address, num_cpus=num_cpus):
+    going_on = f"stopped; what is finished stays in {config.store}: the same command goes on from there"
+    with connect(address or config.address, num_cpus=num_cpus), stoppable(going_on):
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
         each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker if uses_gpu else 0}
         require_room(each, 1, "a compressor")  # fewer than ``workers`` do the job as well
@@ -115,6 +81,7 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
             compress_on=ActorPool(workers.most, min_size=workers.least, concurrent_tasks=2, **resources),
             identify=lambda: result_of(identity, each, "the task that loads the model"),
             device="cuda" if uses_gpu else "cpu",
+            metrics=CompressMetrics(),
         )
 
 
@@ -126,36 +93,48 @@ def run(
     compress_on: Mapper,
     identify: Callable[[], ModelIdentity],
     device: str = "cpu",
+    metrics: CompressMetrics | None = None,
 ) -> CompressReport:
     """The job on any `Mapper`; see `compress`."""
     started = time.monotonic()
+    costs = JobCosts(metrics)
     refuse = MetadataCheck(config.metadata_columns)
-    scans = _scan(units, scan_on, refuse)
-    work = _plan(units, scans)
-    rejects = _list_rejects(scans, work, scan_on, refuse)
+    with costs.phase("scan"):
+        scans = _scan(units, scan_on, refuse)
+        work = _plan(units, scans)
+        rejects = _list_rejects(scans, work, scan_on, refuse)
     _write_rejects(config.rejects_path, rejects)
     n_rejected = sum(not reject.repeated for reject in rejects)
     n_documents = sum(scan.n_documents for scan in scans) - sum(len(w.duplicates) for w in work)
     _require_acceptable(config, n_documents, n_rejected)
-    identity = identify()
+    if metrics is not None:
+        metrics.rejects(n_rejected)
+    with costs.phase("load_model"):
+        identity = identify()
     existing = _existing(config.store)
     tasks = _tasks(config, identity, scans, work)
     was_complete = existing is not None and _holds(existing, config, identity, tasks)
     if existing is not None and was_complete:
-        manifest, n_kept = existing, 0
+        manifest, n_kept, rate = existing, 0, None
     else:
         kept = finished_shards(config.store, identity.schema(config), [task.name for task in tasks], scan_on)
         n_kept = sum(info.rows for info in kept.values())
-        made = _compress(config, identity, tasks, kept, compress_on, device)
+        progress = Progress("documents", n_documents)
+        progress.note(n_rejects=n_rejected)
+        progress.skip(n_kept)
+        with costs.phase("compress"):
+            made = _compress(config, identity, tasks, kept, compress_on, device, costs, progress)
+        rate = progress.rate()
         infos = [_checked(task, (kept | made)[task.name]) for task in tasks]
-        manifest = commit(
-            config.store,
-            identity.schema(config),
-            identity.fingerprint,
-            infos,
-            parent=None if existing is None else existing.version,
-            writer_info=_writer_info(config, units, n_rejected, len(rejects) - n_rejected),
-        )
+        with costs.phase("commit"):
+            manifest = commit(
+                config.store,
+                identity.schema(config),
+                identity.fingerprint,
+                infos,
+                parent=None if existing is None else existing.version,
+                writer_info=_writer_info(config, units, n_rejected, len(rejects) - n_rejected),
+            )
     return CompressReport(
         store=config.store,
         version=manifest.version,
@@ -166,7 +145,11 @@ def run(
         n_kept=n_kept,
         rejects=config.rejects_path,
         was_complete=was_complete,
+        n_tokens=costs.n_tokens,
+        size_bytes=costs.size_bytes,
         seconds=time.monotonic() - started,
+        seconds_by_phase=costs.seconds,
+        documents_per_s=rate,
     )
 
 
@@ -265,15 +248,17 @@ def _compress(
     kept: Mapping[str, ShardInfo],
     compress_on: Mapper,
     device: str,
+    costs: JobCosts,
+    progress: Progress,
 ) -> dict[str, ShardInfo]:
     """Make the shards that are missing."""
-    progress = Progress("documents", sum(task.n_documents for task in tasks))
-    progress.add(sum(task.n_documents for task in tasks if task.name in kept))
     missing = [task for task in tasks if task.name not in kept]
     made: dict[str, ShardInfo] = {}
     arguments = {"config": config, "identity": identity, "device": device}
     for index, shard in compress_on(ShardCompressor, arguments, missing):
         made[missing[index].name] = shard.info
+        costs.shard(shard)
+        progress.note(n_tokens=shard.cost.n_tokens if shard.cost else 0, size_bytes=shard.info.size_bytes)
         progress.add(missing[index].n_documents)
     return made
 
