@@ -15,6 +15,8 @@ from clara_dist.errors import ClaraError, ClusterError
 from clara_dist.store import files
 from clara_dist.store.storage import open_storage
 
+_MAX_LOST = 5
+
 
 def require_visible(readable: Sequence[str], writable: str | None) -> None:
     """Look from every node that the cluster has now.
@@ -25,7 +27,7 @@ def require_visible(readable: Sequence[str], writable: str | None) -> None:
             None: not asked.
 
     Raises:
-        ClusterError: Naming the nodes and what they miss; or a node was lost meanwhile.
+        ClusterError: Naming the nodes and what they miss; or nodes are lost again and again.
         StoreError: The driver itself may not write there.
     """
     # A directory of the same name on a node's own disk must not pass: the marker tells them apart.
@@ -33,17 +35,7 @@ def require_visible(readable: Sequence[str], writable: str | None) -> None:
     if marker is not None:
         open_storage(marker[0]).publish(marker[1], b"", exclusive=True)
     try:
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        look = ray.remote(num_cpus=0)(missing_paths)
-        refs = [
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                list(readable), marker
-            )
-            for node in nodes
-        ]
-        missing = [line for lines in ray.get(refs) for line in lines]
-    except RayError as error:
-        raise ClusterError("a node was lost while it was looked at", got=error, hint="try again") from error
+        missing = _ask_nodes(readable, marker)
     finally:
         if marker is not None:
             open_storage(marker[0]).delete(marker[1])
@@ -54,6 +46,25 @@ def require_visible(readable: Sequence[str], writable: str | None) -> None:
             hint="check the paths; on a cluster, all nodes must mount them at the same place, and object stores need "
             "their credentials in the environment of every node",
         )
+
+
+def _ask_nodes(readable: Sequence[str], marker: tuple[str, str] | None) -> list[str]:
+    look = ray.remote(num_cpus=0)(missing_paths)
+    n_lost = 0
+    while True:
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        refs = [
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                list(readable), marker
+            )
+            for node in nodes
+        ]
+        try:
+            return [line for lines in ray.get(refs) for line in lines]
+        except RayError as error:
+            n_lost += 1  # and is not asked again
+            if n_lost == _MAX_LOST:
+                raise ClusterError("nodes are lost while they are looked at", got=error, hint="try again") from error
 
 
 def missing_paths(readable: Sequence[str], marker: tuple[str, str] | None) -> list[str]:
