@@ -127,6 +127,10 @@ class ClaraTokenizer:
                 )
         return encoded
 
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token of a text ends, in characters, ascending."""
+        return self._plain.token_ends(text)
+
     # --- generator prompts --------------------------------------------------------------------------------------
 
     def prompt(self, question: str, k: int) -> list[int]:
