@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Fault = Literal["lost_answer", "slow_down", "reset", "cut_body", "server_error", "reset_after", "corrupt"]
-_INSTEAD = ("slow_down", "server_error", "reset")
+Fault = Literal["lost_answer", "slow_down", "reset", "cut_body", "server_error", "reset_after", "corrupt", "forbidden"]
+_INSTEAD = ("slow_down", "server_error", "forbidden", "reset")
+_ANSWERS = {"slow_down": (503, b"SlowDown"), "forbidden": (403, b"AccessDenied")}
 _ERROR_BODY = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>injected</Message></Error>"
 
 
@@ -20,9 +21,9 @@ _ERROR_BODY = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>injected</Me
 class Rule:
     """Let the next ``times`` requests fail whose "METHOD /path" matches.
 
-    ``lost_answer`` answers 500 after the server has done the work, ``reset_after`` drops the connection then;
-    ``slow_down`` (503), ``server_error`` (500) and ``reset`` fail before it; ``cut_body`` ends the answer halfway;
-    ``corrupt`` flips a bit of it. ``before`` runs first.
+    ``lost_answer`` answers 500 after the server has done the work, ``reset_after`` drops the connection then.
+    ``slow_down`` (503), ``server_error`` (500), ``forbidden`` (403) and ``reset`` fail before it. ``cut_body`` ends the
+    answer halfway, ``corrupt`` flips a bit of it. ``before`` runs first.
     """
 
     fault: Fault
@@ -123,7 +124,7 @@ def _handler(proxy: FaultProxy, target_port: int) -> type[BaseHTTPRequestHandler
             if fault in ("reset", "reset_after"):
                 self.drop()
                 return
-            status, code = (503, b"SlowDown") if fault == "slow_down" else (500, b"InternalError")
+            status, code = _ANSWERS.get(fault, (500, b"InternalError"))
             data = b"" if self.command == "HEAD" else _ERROR_BODY % code
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

@@ -1,0 +1,133 @@
+"""A corpus compressed into a bucket by real Ray workers, through an S3 that fails at random, and then used."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from typer.testing import CliRunner
+
+from clara_dist.cli import app
+from clara_dist.config.compress import CompressConfig
+from clara_dist.data.corpus import plan_units
+from clara_dist.distributed.actor_pool import map_serially
+from clara_dist.distributed.compress_job import run
+from clara_dist.distributed.compress_workers import identify_model
+from clara_dist.distributed.visibility import missing_paths
+from clara_dist.inference.answering import LocalPipeline
+from clara_dist.model.clara import ClaraModel
+from clara_dist.retrieval.opening import open_bank
+from clara_dist.store import MemoryStore, files
+from clara_dist.store.storage import open_storage
+from fault_proxy import Fault, FaultProxy
+
+Url = Callable[[str], str]
+WORDS = ["rain", "gauges", "on", "the", "island", "are", "emptied", "at", "nine", "lighthouse", "Cape"]
+# A Ray of its own: workers get the credentials from the environment that it starts in.
+JOB = """
+import sys
+from clara_dist.config.compress import CompressConfig
+from clara_dist.distributed.compress_job import compress
+
+print(compress(CompressConfig.model_validate_json(sys.argv[1]), address="local", num_cpus=2))
+"""
+
+
+def at_random(seed: int) -> Callable[[str], Fault | None]:
+    """Every fourth put stores the object and answers 500; others and reads fail in all the ways there are."""
+    generator = random.Random(seed)
+
+    def choose(line: str) -> Fault | None:
+        drawn = generator.random()
+        if line.startswith("PUT"):
+            return "lost_answer" if drawn < 0.25 else "reset_after" if drawn < 0.35 else None
+        faults: list[Fault] = ["slow_down", "reset", "cut_body" if line.startswith("GET") else "server_error"]
+        return faults[int(drawn * 20)] if drawn < 0.15 else None
+
+    return choose
+
+
+def corpus(folder: Path) -> str:
+    """200 good documents and a bad row."""
+    lines = [
+        json.dumps({"doc_id": f"d{i:03}", "text": " ".join(WORDS[i * j % 11] for j in range(1, i % 9 + 2))})
+        for i in range(200)
+    ]
+    path = folder / "corpus.jsonl"
+    path.write_text("\n".join([*lines[:50], "{broken", *lines[50:]]), encoding="utf-8")
+    return str(path)
+
+
+def test_a_job_whose_service_fails_equals_one_that_is_left_in_peace(
+    s3_url: Url, proxy: FaultProxy, tiny_clara_dir: Path, tmp_path: Path
+) -> None:
+    quiet = CompressConfig(
+        corpus=(corpus(tmp_path),),
+        model=str(tiny_clara_dir),
+        store=str(tmp_path / "store"),
+        rows_per_shard=20,
+    )
+    units = plan_units(quiet.corpus, rows_per_unit=20)
+    run(quiet, units, scan_on=map_serially, compress_on=map_serially, identify=lambda: identify_model(quiet))
+    url = s3_url("stores/wiki")
+    noisy = quiet.model_copy(update={"store": url})
+    proxy.choose = at_random(seed=3)
+    done = subprocess.run(
+        [sys.executable, "-c", JOB, noisy.model_dump_json()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    proxy.choose = None
+    n_puts = proxy.requests(r"^PUT .*/shards/")
+    assert n_puts > 11, "no put was retried"
+
+    local, remote = MemoryStore.open(quiet.store), MemoryStore.open(url)
+    rows = np.arange(200)
+    assert remote.doc_ids(rows) == local.doc_ids(rows) == [f"d{i:03}" for i in range(200)]
+    assert remote.documents(rows) == local.documents(rows)
+    assert np.array_equal(remote.take_memory(rows), local.take_memory(rows))
+    assert [shard.checksum for shard in remote.manifest.shards] == [shard.checksum for shard in local.manifest.shards]
+    storage = open_storage(url)
+    assert (len(storage.list_files("shards")), storage.list_files("manifests")) == (11, ["00000001.json"])
+    with files.open_input(noisy.rejects_path) as rejects:
+        assert [json.loads(line)["line"] for line in rejects] == [51]
+
+    assert f"store {url}, version 1: 200 documents in 11 shards" in done.stdout
+    assert "test-secret" not in done.stdout + done.stderr + json.dumps(dict(remote.manifest.writer))
+    use(url, quiet.store, tiny_clara_dir)
+
+
+def use(url: str, same: str, model: Path) -> None:
+    """Look after the store, search it and train on it; ``same`` is its twin on a disk."""
+    for command in ("info", "verify"):
+        result = CliRunner().invoke(app, ["store", command, url])
+        assert result.exit_code == 0, result.output
+        assert "200" in result.output
+    clara = ClaraModel.from_pretrained(model)
+    questions = ["rain on the island", "the lighthouse at nine"]
+    here, there = (LocalPipeline(clara, MemoryStore.open(store)).answer(questions, 3, 4) for store in (same, url))
+    assert [(a.text, [s.doc_id for s in a.sources]) for a in there] == [
+        (a.text, [s.doc_id for s in a.sources]) for a in here
+    ]
+    fields = clara.fingerprint_fields()
+    here_bank, there_bank = (open_bank(store, fields).gather(np.array([[5, 199]])) for store in (same, url))
+    assert np.array_equal(there_bank.numpy(), here_bank.numpy())
+
+
+def test_a_node_says_which_bucket_it_cannot_use(s3_url: Url, proxy: FaultProxy) -> None:
+    url = s3_url("store")
+    open_storage(url).publish(".marker", b"", exclusive=True)
+    files.write(s3_url("corpus/a.jsonl"), b"{}")
+    assert missing_paths([s3_url("corpus/a.jsonl"), s3_url("corpus")], (url, ".marker")) == []
+    (missing,) = missing_paths([s3_url("corpus/b.jsonl")], None)
+    assert missing.endswith(f"no {s3_url('corpus/b.jsonl')}")
+    (other,) = missing_paths([], (s3_url("another"), ".marker"))
+    assert other.endswith("is not the driver's")
+    proxy.choose = lambda line: "forbidden" if line.startswith("PUT") else None
+    (refused,) = missing_paths([], (url, ".marker"))
+    assert "cannot write s3://bucket" in refused
+    assert "403" in refused
