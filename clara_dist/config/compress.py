@@ -9,6 +9,7 @@ from pydantic import Field
 from clara_dist.config.base import Config
 from clara_dist.config.model import Dtype
 from clara_dist.config.workers import WorkerRange
+from clara_dist.errors import ConfigError
 
 CorpusFormat = Literal["auto", "jsonl", "parquet", "beir", "clara"]
 ColumnType = Literal["string", "int64", "float64", "bool"]
@@ -16,6 +17,7 @@ ColumnType = Literal["string", "int64", "float64", "bool"]
 
 # About what English has in vocabularies of 32,000 and more.
 _TEXT_BYTES_PER_TOKEN = 4
+_OVERLAP_TOKENS = 32
 # Small memories: a shard is also what a failure costs, and what the last worker is waited for.
 _MAX_ROWS_PER_SHARD = 4096
 
@@ -36,6 +38,11 @@ class CompressConfig(Config):
         device: ``auto`` takes GPUs if the cluster has any.
         dtype: The base LLM's type in memory; memories are stored as float16 in any case.
         max_batch_tokens: Tokens of one forward pass, padding included.
+        long_documents: What becomes of documents longer than the model's ``doc_max_tokens``: ``split`` makes passages of
+            them, rows ``DOC_ID#1``, ``DOC_ID#2``, ... with the document's id as ``parent_id``; ``truncate`` drops their
+            ends, and marks the rows.
+        passage_overlap_tokens: Tokens that a passage shares with the one before; None: 32, or a quarter of
+            ``doc_max_tokens`` if that is less.
         shard_size_bytes: About the size of a shard, which is what one task reads, compresses and writes.
         rows_per_shard: Rows of the corpus in a shard; None follows from ``shard_size_bytes``.
         rejects: Where rejected rows are listed (jsonl); None means ``STORE.rejects.jsonl``.
@@ -59,6 +66,8 @@ class CompressConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "float32"
     max_batch_tokens: int = Field(16_384, ge=1)
+    long_documents: Literal["split", "truncate"] = "split"
+    passage_overlap_tokens: int | None = Field(None, ge=0)
     shard_size_bytes: int = Field(256 << 20, ge=1)
     rows_per_shard: int | None = Field(None, ge=1)
     rejects: str | None = None
@@ -84,6 +93,23 @@ class CompressConfig(Config):
             return self.rows_per_shard
         rows = self.shard_size_bytes // (memory_size_bytes + _TEXT_BYTES_PER_TOKEN * doc_max_tokens)
         return min(max(rows, 1), _MAX_ROWS_PER_SHARD)
+
+    def overlap_tokens(self, doc_max_tokens: int) -> int:
+        """Tokens that neighbouring passages of a document share.
+
+        Raises:
+            ConfigError: They are more than half of what the model reads.
+        """
+        overlap = self.passage_overlap_tokens
+        if overlap is None:
+            return min(_OVERLAP_TOKENS, doc_max_tokens // 4)
+        if 2 * overlap > doc_max_tokens:
+            raise ConfigError(
+                "passages share too much of their text",
+                got=f"passage_overlap_tokens {overlap}",
+                expected=f"at most {doc_max_tokens // 2}, half of the model's doc_max_tokens",
+            )
+        return overlap
 
     def allowed_rejects(self, n_rows: int) -> int:
         """How many of ``n_rows`` rows may be rejected."""

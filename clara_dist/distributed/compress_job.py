@@ -118,7 +118,7 @@ def run(
         manifest, n_kept, rate = existing, 0, None
     else:
         kept = finished_shards(config.store, identity.schema(config), [task.name for task in tasks], scan_on)
-        n_kept = sum(info.rows for info in kept.values())
+        n_kept = sum(info.documents for info in kept.values())
         progress = Progress("documents", n_documents)
         progress.note(n_rejects=n_rejected)
         progress.skip(n_kept)
@@ -138,7 +138,9 @@ def run(
     return CompressReport(
         store=config.store,
         version=manifest.version,
-        n_documents=manifest.n_documents,
+        n_documents=sum(shard.documents for shard in manifest.shards),
+        n_passages=sum(shard.rows for shard in manifest.shards),
+        n_truncated=sum(shard.truncated for shard in manifest.shards),
         n_shards=len(manifest.shards),
         n_rejected=n_rejected,
         n_repeated=len(rejects) - n_rejected,
@@ -234,7 +236,7 @@ def _holds(existing: Manifest, config: CompressConfig, identity: ModelIdentity, 
     if not config.overwrite:
         raise StoreError(
             f"the store {config.store} holds another corpus, or the same one with other settings",
-            got=f"version {existing.version}: {existing.n_documents} documents",
+            got=f"version {existing.version}: {sum(shard.documents for shard in existing.shards)} documents",
             expected=f"{sum(task.n_documents for task in tasks)} documents in {len(tasks)} shards",
             hint="name another store, or let overwrite=true write a new version of this one",
         )
@@ -264,8 +266,8 @@ def _compress(
 
 
 def _checked(task: ShardWork, info: ShardInfo) -> ShardInfo:
-    if info.rows != task.n_documents:
-        raise StoreError(f"the shard {info.file} lacks rows", got=info.rows, expected=task.n_documents)
+    if info.documents != task.n_documents:
+        raise StoreError(f"the shard {info.file} lacks documents", got=info.documents, expected=task.n_documents)
     return info
 
 
@@ -287,8 +289,10 @@ def _rows_of_shard(config: CompressConfig) -> int:
 
 
 def absolute_paths(config: CompressConfig) -> CompressConfig:
-    """The configuration with local paths made absolute: workers have working directories of their own."""
-    read_config(Path(config.model))  # the commonest mistake, told before anything starts
+    """The configuration with nothing left open: local paths absolute (workers have working directories of their own),
+    the overlap of passages a number (it is part of the shards' names).
+    """
+    model = read_config(Path(config.model))  # the commonest mistake, told before anything starts
     return config.model_copy(
         update={
             "model": absolute(config.model),
@@ -296,6 +300,7 @@ def absolute_paths(config: CompressConfig) -> CompressConfig:
             "store": absolute(config.store),
             "rejects": absolute(config.rejects_path),
             "corpus": tuple(absolute(path) for path in config.corpus),
+            "passage_overlap_tokens": config.overlap_tokens(model.doc_max_tokens),
         }
     )
 

@@ -33,7 +33,7 @@ class CompressMetrics:
         cost = shard.cost
         if cost is None:
             return
-        self._documents.inc(shard.info.rows)
+        self._documents.inc(shard.info.documents)
         self._tokens.inc(cost.n_tokens)
         self._size_bytes.inc(shard.info.size_bytes)
         self._batch_s.observe(cost.compute_s / cost.n_batches)

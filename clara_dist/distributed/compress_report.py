@@ -43,7 +43,7 @@ class JobCosts:
         """Count a shard, unless an earlier job had made it."""
         if shard.cost is None:
             return
-        self.n_made += shard.info.rows
+        self.n_made += shard.info.documents
         self.n_tokens += shard.cost.n_tokens
         self.size_bytes += shard.info.size_bytes
         self._add("worker_read", shard.cost.read_s)
@@ -62,6 +62,8 @@ class CompressReport:
 
     Attributes:
         n_documents: Documents in the store.
+        n_passages: Rows that they are in the store: more, where long ones were split.
+        n_truncated: Rows whose text the model did not read to its end.
         n_rejected: Rows that did not enter it because they are bad.
         n_repeated: Documents that were left out because the very same one is in the corpus already.
         n_kept: Documents whose shards an earlier, unfinished job had made.
@@ -77,6 +79,8 @@ class CompressReport:
     store: str
     version: int
     n_documents: int
+    n_passages: int
+    n_truncated: int
     n_shards: int
     n_rejected: int
     n_repeated: int
@@ -99,6 +103,10 @@ class CompressReport:
             f"store {self.store}, version {self.version}: "
             f"{self.n_documents} documents in {self.n_shards} shards, {done}"
         ]
+        if self.n_passages > self.n_documents:
+            lines.append(f"  long documents were split: {self.n_passages} passages in all")
+        if self.n_truncated:
+            lines.append(f"  longer than the model reads, so cut: {self.n_truncated} (rows where truncated is true)")
         if self.n_tokens:
             rate = f"{self.documents_per_s:.1f} documents/s, " if self.documents_per_s else ""
             lines.append(f"  {rate}{self.n_tokens:,} tokens read, {self.size_bytes:,} bytes written")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,11 +18,13 @@ from clara_dist.data.documents import Document
 from clara_dist.distributed.compress_scan import MetadataCheck, UnitWork
 from clara_dist.errors import ClusterError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
+from clara_dist.inference.passages import Passage, PassageSplitter
 from clara_dist.model.clara import ClaraModel
 from clara_dist.model.tokens import EncodedText
 from clara_dist.store.draft import ShardDraft
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.manifest import ShardInfo, shard_file
+from clara_dist.store.passages import passage_id
 from clara_dist.store.schema import StoreSchema
 from clara_dist.store.storage import open_storage
 from clara_dist.store.writer import describe_shard, publish_shard
@@ -91,6 +94,7 @@ def shard_name(fingerprint: Fingerprint, config: CompressConfig, work: UnitWork)
         fingerprint.digest,
         config.dtype,
         list(config.metadata_columns.items()),
+        ["split", config.passage_overlap_tokens] if config.long_documents == "split" else "truncate",
         work.unit.identity,
         work.duplicates,
     ]
@@ -144,6 +148,11 @@ class ShardCompressor:
         self.identity.fingerprint.require_match(compressor.fingerprint, "this job", "the model that this worker sees")
         return compressor
 
+    @cached_property
+    def _splitter(self) -> PassageSplitter:
+        tokenizer = self.compressor.clara.tokenizer
+        return PassageSplitter(tokenizer, self.config.overlap_tokens(tokenizer.config.doc_max_tokens))
+
     def _make(self, task: ShardWork) -> FinishedShard:
         with self._reading:
             compressor = self.compressor
@@ -165,18 +174,31 @@ class ShardCompressor:
         return FinishedShard(info, ShardCost(n_tokens, n_batches, read_s, compute_s, time.monotonic() - started))
 
     def _lay_out(self, task: ShardWork) -> tuple[list[EncodedText], ShardDraft]:
-        documents = self._read(task)
-        encoded = self.compressor.tokenize([(document.title, document.text) for document in documents])
+        rows = [
+            (document, passage, number if len(passages) > 1 else None)
+            for document, passages in self._passages(self._read(task))
+            for number, passage in enumerate(passages, 1)
+        ]
+        encoded = [passage.encoded for _, passage, _ in rows]
         table = self.schema.to_table(
-            doc_ids=[document.doc_id for document in documents],
-            titles=[document.title for document in documents],
-            texts=[document.text for document in documents],
-            metadata=[document.metadata for document in documents],
+            doc_ids=[passage_id(doc.doc_id, number) if number else doc.doc_id for doc, _, number in rows],
+            parent_ids=[document.doc_id for document, _, _ in rows],
+            titles=[passage.title for _, passage, _ in rows],
+            texts=[passage.text for _, passage, _ in rows],
+            metadata=[document.metadata for document, _, _ in rows],
             memory_SMD=None,
             n_tokens=[text.n_tokens for text in encoded],
             truncated=[text.truncated for text in encoded],
         )
         return encoded, ShardDraft(table, self.schema)
+
+    def _passages(self, documents: Sequence[Document]) -> Iterator[tuple[Document, list[Passage]]]:
+        texts = [(document.title, document.text) for document in documents]
+        if self.config.long_documents == "split":
+            return zip(documents, self._splitter.split(texts), strict=True)
+        encoded = self.compressor.tokenize(texts)
+        whole = [[Passage(*text, ids)] for text, ids in zip(texts, encoded, strict=True)]
+        return zip(documents, whole, strict=True)
 
     def _read(self, task: ShardWork) -> list[Document]:
         unit = task.work.unit
