@@ -37,7 +37,7 @@ def compact(
     *,
     target_size_bytes: int = TARGET_SIZE_BYTES,
     max_deleted: float = _MAX_DELETED,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> Manifest:
     """Rewrite shards that hold many deleted rows, and runs of neighbours that are too small, in one commit.
 

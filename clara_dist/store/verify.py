@@ -86,6 +86,17 @@ def info(store: StoreLocation, version: int | None = None) -> StoreInfo:
     return StoreInfo(storage.url, read_manifest(storage, version), tuple(kept_versions(storage)))
 
 
+def history(store: StoreLocation) -> list[Manifest]:
+    """Manifests of all versions that can be opened, ascending.
+
+    Raises:
+        StoreError: There is no store.
+        CorruptStoreError: A manifest is damaged.
+    """
+    storage = open_storage(store)
+    return [read_manifest(storage, version) for version in kept_versions(storage)]
+
+
 def verify(store: StoreLocation, version: int | None = None) -> VerifyReport:
     """Read all bytes of a version and compare them with what the manifest says.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,22 @@ def accepted_values(schema: StoreSchema, where: Mapping[str, Sequence[Any]]) -> 
     return {metadata_column(name): _accepted_values(schema, name, values) for name, values in where.items()}
 
 
+def parse_value(schema: StoreSchema, name: str, text: str) -> Any:
+    """A value of a metadata column as people write it: a string needs no quotes, a bool is ``true`` or ``false``.
+
+    Raises:
+        StoreError: No such typed column, or the text is no value of its type.
+    """
+    kind = _kind(schema, name)
+    if kind == "string":
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    return _accepted_values(schema, name, [value])[0].as_py()
+
+
 def matches(batch: pa.RecordBatch, accepted: Mapping[str, pa.Array]) -> np.ndarray:
     """Which rows have accepted values in all these columns, bool ``[S]``; a null is never accepted."""
     keep = np.ones(batch.num_rows, np.bool_)
@@ -30,7 +47,7 @@ def matches(batch: pa.RecordBatch, accepted: Mapping[str, pa.Array]) -> np.ndarr
     return keep
 
 
-def _accepted_values(schema: StoreSchema, name: str, values: Sequence[Any]) -> pa.Array:
+def _kind(schema: StoreSchema, name: str) -> str:
     columns = schema.metadata_columns
     if name not in columns:
         raise StoreError(
@@ -38,9 +55,12 @@ def _accepted_values(schema: StoreSchema, name: str, values: Sequence[Any]) -> p
             expected=", ".join(columns) or "(it has none)",
             hint="name the column when the corpus is compressed",
         )
+    return columns[name]
+
+
+def _accepted_values(schema: StoreSchema, name: str, values: Sequence[Any]) -> pa.Array:
+    kind = _kind(schema, name)
     for value in values:
-        if not is_metadata_value(value, columns[name]):
-            raise StoreError(
-                f"the filter on {name!r} has a value of another type", got=repr(value), expected=columns[name]
-            )
-    return pa.array(list(values), metadata_type(columns[name]))
+        if not is_metadata_value(value, kind):
+            raise StoreError(f"the filter on {name!r} has a value of another type", got=repr(value), expected=kind)
+    return pa.array(list(values), metadata_type(kind))

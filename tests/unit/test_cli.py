@@ -25,7 +25,16 @@ COMMANDS = [
     "ask",
     "eval",
     "store info",
+    "store versions",
     "store verify",
+    "store diff",
+    "store append",
+    "store delete",
+    "store restore",
+    "store compact",
+    "store export",
+    "store import",
+    "store gc",
 ]
 
 
