@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import random
 import re
 import socket
 import threading
@@ -69,6 +70,20 @@ class FaultProxy:
                     rule.times -= 1
                     return rule.fault, rule.before
             return (self.choose(line) if self.choose else None), None
+
+
+def at_random(seed: int) -> Callable[[str], Fault | None]:
+    """Every fourth put stores the object and answers 500; others and reads fail in all the ways there are."""
+    generator = random.Random(seed)
+
+    def choose(line: str) -> Fault | None:
+        drawn = generator.random()
+        if line.startswith("PUT"):
+            return "lost_answer" if drawn < 0.25 else "reset_after" if drawn < 0.35 else None
+        faults: list[Fault] = ["slow_down", "reset", "cut_body" if line.startswith("GET") else "server_error"]
+        return faults[int(drawn * 20)] if drawn < 0.15 else None
+
+    return choose
 
 
 def _as_s3(headers: dict[str, str]) -> dict[str, str]:

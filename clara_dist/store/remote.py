@@ -8,11 +8,10 @@ ended. Every put is one request (no multipart upload), so a retry finds either n
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import obstore
@@ -26,11 +25,13 @@ from clara_dist.store.storage import refuse_credentials
 # A shard of some hundred MB goes out in one request over a slow line; a dead line is found by the missing answer.
 _CLIENT = {"timeout": timedelta(minutes=15), "read_timeout": timedelta(minutes=3)}
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}
+_ATTEMPTS = 5
 _CREDENTIALS = {
     "s3": "the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role), AWS_REGION and the "
     "endpoint (AWS_ENDPOINT_URL or ?endpoint_override=)",
     "gs": "the credentials (GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account)",
 }
+T = TypeVar("T")
 _OPTIONS = {"s3": ("endpoint_override", "scheme", "region"), "gs": ("endpoint_override", "scheme")}
 
 
@@ -131,25 +132,21 @@ class RemoteStorage:
         return sorted(name for name in self.modified_at(folder) if not name.startswith("."))
 
     def modified_at(self, folder: str) -> dict[str, float]:
-        with self._asking("list", folder):
-            entries = obstore.list_with_delimiter(self._client, folder or None)["objects"]
-        return {entry["path"].rpartition("/")[2]: entry["last_modified"].timestamp() for entry in entries}
+        found = self._ask("list", folder, lambda: obstore.list_with_delimiter(self._client, folder or None))
+        return {entry["path"].rpartition("/")[2]: entry["last_modified"].timestamp() for entry in found["objects"]}
 
     def list_tree(self, folder: str = "") -> dict[str, int]:
         """All files in and below ``folder``, by their paths from here: sizes in bytes."""
-        with self._asking("list", folder):
-            pages = obstore.list(self._client, folder or None)
-            return {entry["path"]: entry["size"] for page in pages for entry in page}
+        pages = self._ask("list", folder, lambda: list(obstore.list(self._client, folder or None, chunk_size=1000)))
+        return {entry["path"]: entry["size"] for page in pages for entry in page}
 
     def is_empty(self) -> bool:
         """Whether there is nothing below this folder."""
-        with self._asking("list", ""):
-            return not any(len(page) for page in obstore.list(self._client, chunk_size=1))
+        return self._ask("list", "", lambda: not any(map(len, obstore.list(self._client, chunk_size=1))))
 
     def size_bytes(self, file: str) -> int | None:
         try:
-            with self._asking("read", file):
-                return int(obstore.head(self._client, file)["size"])
+            return int(self._ask("read", file, lambda: obstore.head(self._client, file))["size"])
         except FileNotFoundError:
             return None
 
@@ -165,8 +162,7 @@ class RemoteStorage:
 
     def read_range(self, file: str, start: int, length: int) -> obstore.Bytes:
         """Bytes ``start`` to ``start + length`` of ``file``, which must have them."""
-        with self._asking("read", file):
-            data = obstore.get_range(self._client, file, start=start, length=length)
+        data = self._ask("read", file, lambda: obstore.get_range(self._client, file, start=start, length=length))
         if len(data) != length:
             raise StoreError(
                 f"{self._named(file)} changed while it was read", got=f"{len(data)} bytes", expected=f"{length} bytes"
@@ -175,11 +171,9 @@ class RemoteStorage:
 
     def publish(self, file: str, data: bytes | pa.Buffer, *, exclusive: bool) -> None:
         content = memoryview(data).cast("B")
+        mode: Literal["create", "overwrite"] = "create" if exclusive else "overwrite"
         try:
-            with self._asking("write", file):
-                obstore.put(
-                    self._client, file, content, mode="create" if exclusive else "overwrite", use_multipart=False
-                )
+            self._ask("write", file, lambda: obstore.put(self._client, file, content, mode=mode, use_multipart=False))
         except FileNotFoundError as error:
             raise self._failure("write", file, error) from error
         except AlreadyExistsError:
@@ -188,8 +182,7 @@ class RemoteStorage:
                 raise FileExistsError(f"{self._named(file)} exists") from None
 
     def delete(self, file: str) -> None:
-        with self._asking("delete", file):
-            obstore.delete(self._client, file)
+        self._ask("delete", file, lambda: obstore.delete(self._client, file))
 
     def _holds(self, file: str, data: memoryview) -> bool:
         with self.open(file) as source:
@@ -198,15 +191,18 @@ class RemoteStorage:
     def _named(self, file: str) -> str:
         return f"{self._url.scheme}://" + "/".join(filter(None, (self._url.bucket, self._url.path, file)))
 
-    @contextmanager
-    def _asking(self, verb: str, file: str) -> Iterator[None]:
-        """Turn the client's errors into one that names the object and what to check."""
-        try:
-            yield
-        except AlreadyExistsError:
-            raise
-        except BaseError as error:
-            raise self._failure(verb, file, error) from error
+    def _ask(self, verb: str, file: str, request: Callable[[], T]) -> T:
+        """Make a request, which may be made twice; an error names the object and what to check."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return request()
+            except AlreadyExistsError:
+                raise
+            except BaseError as error:
+                # An answer to a listing or a deletion that is cut short is what the client itself does not retry.
+                if attempt == _ATTEMPTS or "response body error" not in str(error):
+                    raise self._failure(verb, file, error) from error
+        raise AssertionError("the loop returns or raises")
 
     def _failure(self, verb: str, file: str, error: Exception) -> StoreError:
         return StoreError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from clara_dist.model.clara import ClaraModel
 from clara_dist.retrieval.opening import open_bank
 from clara_dist.store import MemoryStore, files
 from clara_dist.store.storage import open_storage
-from fault_proxy import Fault, FaultProxy
+from fault_proxy import FaultProxy, at_random
 
 Url = Callable[[str], str]
 WORDS = ["rain", "gauges", "on", "the", "island", "are", "emptied", "at", "nine", "lighthouse", "Cape"]
@@ -36,20 +35,6 @@ from clara_dist.distributed.compress_job import compress
 
 print(compress(CompressConfig.model_validate_json(sys.argv[1]), address="local", num_cpus=2))
 """
-
-
-def at_random(seed: int) -> Callable[[str], Fault | None]:
-    """Every fourth put stores the object and answers 500; others and reads fail in all the ways there are."""
-    generator = random.Random(seed)
-
-    def choose(line: str) -> Fault | None:
-        drawn = generator.random()
-        if line.startswith("PUT"):
-            return "lost_answer" if drawn < 0.25 else "reset_after" if drawn < 0.35 else None
-        faults: list[Fault] = ["slow_down", "reset", "cut_body" if line.startswith("GET") else "server_error"]
-        return faults[int(drawn * 20)] if drawn < 0.15 else None
-
-    return choose
 
 
 def corpus(folder: Path) -> str:

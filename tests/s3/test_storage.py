@@ -46,7 +46,7 @@ def test_a_listing_has_all_pages(s3_url: Url, proxy: FaultProxy) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda name: storage.publish(f"shards/{name}", b"", exclusive=False), names))
     assert storage.list_files("shards") == names
-    assert proxy.requests("list-type.*continuation-token") == 1
+    assert proxy.requests("continuation-token") == 1
 
 
 def test_of_many_that_publish_one_file_one_wins(s3_url: Url) -> None:
@@ -107,7 +107,7 @@ def test_a_read_that_fails_midway_gives_every_byte(s3_url: Url, proxy: FaultProx
     assert rule.times == 0
 
 
-@pytest.mark.parametrize("fault", ["server_error", "lost_answer", "reset"])
+@pytest.mark.parametrize("fault", ["server_error", "lost_answer", "reset", "cut_body"])
 def test_listing_and_deleting_are_retried(s3_url: Url, proxy: FaultProxy, fault: Fault) -> None:
     storage = open_storage(s3_url("more"))
     storage.publish("shards/a", b"1", exclusive=True)
