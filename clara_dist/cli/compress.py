@@ -22,6 +22,10 @@ def compress(
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs of an actor; 0.5 puts two on each.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (GPUs if the cluster has any), cpu or cuda.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else a local Ray.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add the corpus to what the store holds.")] = False,
+    on_existing: Annotated[
+        str | None, typer.Option(metavar="error|skip|replace", help="With --append: documents that are there already.")
+    ] = None,
     summary: Annotated[Path | None, typer.Option(help="Write the figures of the end to this file, as JSON.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -43,6 +47,8 @@ def compress(
         "gpus_per_worker": gpus_per_worker,
         "device": device,
         "address": address,
+        "append": append or None,
+        "on_existing": on_existing,
     }
     settings = resolve(CompressConfig, config, overrides, flags)
 

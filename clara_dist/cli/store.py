@@ -34,6 +34,7 @@ def store_info(store: StoreArgument, version: VersionOption = None, as_json: Jso
     schema = manifest.schema
     if as_json:
         facts = {"store": found.url, "versions": found.versions, **json.loads(manifest.to_json())}
+        facts |= {"n_documents": found.n_documents, "n_passages": manifest.n_documents}
         del facts["shards"], facts["checksum"]
         print(json.dumps({**facts, "n_shards": len(manifest.shards), "size_bytes": manifest.size_bytes}, indent=1))
         return
@@ -42,10 +43,13 @@ def store_info(store: StoreArgument, version: VersionOption = None, as_json: Jso
         f"version        {manifest.version} ({manifest.operation}) of {', '.join(map(str, found.versions))}, "
         f"written {manifest.created_at}"
     )
-    print(f"documents      {manifest.n_documents:,} in {len(manifest.shards)} shards, {manifest.size_bytes:,} bytes")
+    print(
+        f"documents      {found.n_documents:,}, as {manifest.n_documents:,} passages "
+        f"in {len(manifest.shards)} shards, {manifest.size_bytes:,} bytes"
+    )
     if manifest.n_deleted:
-        print(f"deleted        {manifest.n_deleted:,} more, whose space `clara-dist store compact` frees")
-    print(f"memory         {schema.n_memory_tokens} x {schema.hidden_size} float16 a document")
+        print(f"deleted        {manifest.n_deleted:,} passages more, whose space `clara-dist store compact` frees")
+    print(f"memory         {schema.n_memory_tokens} x {schema.hidden_size} float16 a passage")
     for name, kind in schema.metadata_columns.items():
         print(f"column         {name} ({kind})")
     for name, value in manifest.fingerprint.fields.items():

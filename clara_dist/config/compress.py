@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clara_dist.config.base import Config
 from clara_dist.config.model import Dtype
@@ -50,6 +50,9 @@ class CompressConfig(Config):
             rows, from 1 on a count.
         overwrite: Write a new version of a store that holds another corpus or was made by another model. Without it
             such a store is left alone, with an error. An unfinished job is resumed either way.
+        append: Add the corpus to what the store holds, in a new version; a store that does not exist is made.
+        on_existing: With ``append``, what becomes of a document whose id is in the store: ``error`` adds nothing,
+            ``skip`` keeps the stored one, ``replace`` takes the new one.
     """
 
     corpus: tuple[str, ...] = Field(min_length=1)
@@ -73,6 +76,14 @@ class CompressConfig(Config):
     rejects: str | None = None
     max_rejects: float = Field(0.01, ge=0)
     overwrite: bool = False
+    append: bool = False
+    on_existing: Literal["error", "skip", "replace"] = "error"
+
+    @model_validator(mode="after")
+    def _adds_or_replaces(self) -> CompressConfig:
+        if self.append and self.overwrite:
+            raise ValueError("append adds to what overwrite replaces: choose one")
+        return self
 
     @property
     def rejects_path(self) -> str:

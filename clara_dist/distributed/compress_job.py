@@ -42,6 +42,8 @@ from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import DataError, StoreError
 from clara_dist.model.files import memory_shape, read_config
 from clara_dist.store import files
+from clara_dist.store.append import append_shards
+from clara_dist.store.deletions import count_documents
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
 from clara_dist.store.storage import open_storage
 from clara_dist.store.writer import commit
@@ -127,19 +129,13 @@ def run(
         rate = progress.rate()
         infos = [_checked(task, (kept | made)[task.name]) for task in tasks]
         with costs.phase("commit"):
-            manifest = commit(
-                config.store,
-                identity.schema(config),
-                identity.fingerprint,
-                infos,
-                parent=None if existing is None else existing.version,
-                writer_info=_writer_info(config, units, n_rejected, len(rejects) - n_rejected),
-            )
+            manifest = _publish(config, identity, existing, infos, _writer_info(config, units, n_rejected, len(rejects) - n_rejected))
+            was_complete = existing is not None and manifest.version == existing.version
     return CompressReport(
         store=config.store,
         version=manifest.version,
-        n_documents=sum(shard.documents for shard in manifest.shards),
-        n_passages=sum(shard.rows for shard in manifest.shards),
+        n_documents=count_documents(open_storage(config.store), manifest),
+        n_passages=manifest.n_documents,
         n_truncated=sum(shard.truncated for shard in manifest.shards),
         n_shards=len(manifest.shards),
         n_rejected=n_rejected,
@@ -231,6 +227,8 @@ def _holds(existing: Manifest, config: CompressConfig, identity: ModelIdentity, 
             expected=dict(existing.schema.metadata_columns),
             hint="name the same columns, or another store",
         )
+    if config.append:
+        return False  # what is there already, `append_shards` finds out
     if [shard.file for shard in existing.shards] == [shard_file(task.name) for task in tasks]:
         return True
     if not config.overwrite:
@@ -238,9 +236,26 @@ def _holds(existing: Manifest, config: CompressConfig, identity: ModelIdentity, 
             f"the store {config.store} holds another corpus, or the same one with other settings",
             got=f"version {existing.version}: {sum(shard.documents for shard in existing.shards)} documents",
             expected=f"{sum(task.n_documents for task in tasks)} documents in {len(tasks)} shards",
-            hint="name another store, or let overwrite=true write a new version of this one",
+            hint="name another store, add to this one with --append, or let overwrite=true write a new version of it",
         )
     return False
+
+
+def _publish(
+    config: CompressConfig,
+    identity: ModelIdentity,
+    existing: Manifest | None,
+    shards: Sequence[ShardInfo],
+    writer_info: Mapping[str, object],
+) -> Manifest:
+    """Commit the shards as all of the store, or behind what it holds by now."""
+    schema, fingerprint = identity.schema(config), identity.fingerprint
+    if config.append:
+        return append_shards(
+            config.store, schema, fingerprint, shards, on_existing=config.on_existing, writer_info=writer_info
+        )
+    parent = None if existing is None else existing.version
+    return commit(config.store, schema, fingerprint, shards, parent=parent, writer_info=writer_info)
 
 
 def _compress(

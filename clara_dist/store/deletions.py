@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clara_dist.store.manifest import DELETION_FOLDER, DeletionInfo, Manifest, ShardInfo
-from clara_dist.store.shard import checksum, reading, serialize
+from clara_dist.store.shard import checksum, read_columns, reading, serialize
 from clara_dist.store.storage import ReadableFiles, Storage
 
 # File of a shard -> its deleted rows, int32, ascending; only shards that have any.
@@ -45,6 +46,23 @@ def with_deleted(deletions: Deletions, more: Deletions) -> dict[str, np.ndarray]
 def same_deletions(a: Deletions, b: Deletions) -> bool:
     """Whether two sets of deleted rows are equal."""
     return a.keys() == b.keys() and all(np.array_equal(rows, b[file]) for file, rows in a.items())
+
+
+def count_documents(storage: ReadableFiles, manifest: Manifest) -> int:
+    """Documents of a version; those that were cut into passages count once.
+
+    Raises:
+        CorruptStoreError: The list of deletions, or a shard that has some, is damaged.
+    """
+    deletions = read_deletions(storage, manifest)
+    n = 0
+    for shard in manifest.shards:
+        if shard.file in deletions:
+            parents = read_columns(storage, shard, manifest.schema, ["parent_id"]).column("parent_id")
+            n += pc.count_distinct(parents.take(pa.array(live_rows(shard.rows, deletions[shard.file])))).as_py()
+        else:
+            n += shard.documents
+    return n
 
 
 def publish_deletions(storage: Storage, deletions: Deletions) -> DeletionInfo | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from clara_dist.errors import CorruptStoreError
-from clara_dist.store.deletions import Deletions, live_rows, read_deletions
+from clara_dist.store.deletions import Deletions, count_documents, live_rows, read_deletions
 from clara_dist.store.manifest import (
     DELETION_FOLDER,
     SHARD_FOLDER,
@@ -32,11 +32,19 @@ _NORM_RTOL = 1e-6
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What `info` tells of a store's version, from the manifest alone."""
+    """What `info` tells of a store's version.
+
+    Attributes:
+        url: The store.
+        manifest: Of the version; its ``n_documents`` counts rows.
+        versions: Those that can be opened.
+        n_documents: Documents; those that were cut into passages count once.
+    """
 
     url: str
     manifest: Manifest
     versions: tuple[int, ...]
+    n_documents: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ def info(store: StoreLocation, version: int | None = None) -> StoreInfo:
         CorruptStoreError: The manifest is damaged.
     """
     storage = open_storage(store)
-    return StoreInfo(storage.url, read_manifest(storage, version), tuple(kept_versions(storage)))
+    manifest = read_manifest(storage, version)
+    return StoreInfo(storage.url, manifest, tuple(kept_versions(storage)), count_documents(storage, manifest))
 
 
 def history(store: StoreLocation) -> list[Manifest]:
