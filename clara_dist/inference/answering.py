@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.clara import ClaraModel
-from clara_dist.retrieval.search import ExactSearcher
+from clara_dist.retrieval.search import ExactSearcher, SearchResult
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
+
+Where = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A document that an answer was generated from, with its cosine to the question."""
+    """A document, or a passage of one, that was found for a question.
+
+    Attributes:
+        doc_id: Its row's id in the store.
+        parent_id: The document that it is a passage of; ``doc_id`` itself where it is all of it.
+        title: May be empty.
+        score: Cosine to the question's query vector.
+        text: What its memory stands for.
+    """
 
     doc_id: str
+    parent_id: str
     title: str
     score: float
     text: str
@@ -42,7 +55,7 @@ class Answer:
 
 
 class LocalPipeline:
-    """Reasoner, search and generator over one copy of the base LLM.
+    """Reasoner, search and generator over one copy of the base LLM. Merges nothing: the model stays as it is.
 
     Args:
         clara: A model with a query reasoner and a generator.
@@ -59,38 +72,71 @@ class LocalPipeline:
         self.searcher = ExactSearcher(store, device=clara.device)
         self.generator = Generator(clara)
 
-    def answer(
-        self, questions: Sequence[str], top_k: int = 5, max_tokens: int = 64, temperature: float = 0.0
-    ) -> list[Answer]:
-        """Answer questions from the ``top_k`` nearest documents of each.
+    def retrieve(
+        self, questions: Sequence[str], top_k: int = 5, where: Where | None = None
+    ) -> list[tuple[Source, ...]]:
+        """The ``top_k`` nearest documents of each question, best first.
+
+        Args:
+            questions: B questions.
+            top_k: K.
+            where: Metadata column -> the value, or a list of the values, that a document may have in it.
 
         Raises:
             TokenizationError: A question is too long.
-            RetrievalError: The store has fewer than ``top_k`` documents.
+            RetrievalError: Fewer than ``top_k`` documents are left.
+            StoreError: ``where`` names no typed metadata column, or a value of another type.
         """
+        if not questions:
+            return []
+        return self.sources(self.search(self.reasoner.query(questions), top_k, where))
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        top_k: int = 5,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        where: Where | None = None,
+    ) -> list[Answer]:
+        """Answer each question from its ``top_k`` nearest documents; arguments and errors as `retrieve`."""
         if not questions:
             return []
         started = time.perf_counter()
         query_BX = self.reasoner.query(questions)
         reasoned = time.perf_counter()
-        found = self.searcher.search(query_BX, top_k)
-        rows_BK = found.rows_BK.numpy()
+        found = self.search(query_BX, top_k, where)
         searched = time.perf_counter()
-        memory_BKMD = torch.from_numpy(self.store.take_memory(rows_BK))
+        memory_BKMD = torch.from_numpy(self.store.take_memory(found.rows_BK.numpy()))
         generated = self.generator.generate(questions, memory_BKMD, max_tokens=max_tokens, temperature=temperature)
         timings_s = {
             "reason": reasoned - started,
             "search": searched - reasoned,
             "generate": time.perf_counter() - searched,
         }
-        documents = self.store.documents(rows_BK)
-        answers = []
-        for row, text in enumerate(generated):
-            sources = tuple(
-                Source(document.doc_id, document.title, score, document.text)
-                for document, score in zip(
-                    documents[row * top_k : (row + 1) * top_k], found.scores_BK[row].tolist(), strict=True
-                )
+        return [
+            Answer(text.text, sources, timings_s) for text, sources in zip(generated, self.sources(found), strict=True)
+        ]
+
+    def search(self, query_BX: np.ndarray, top_k: int, where: Where | None = None) -> SearchResult:
+        """The nearest rows of query vectors."""
+        searcher = self.searcher
+        if where:
+            accepted = {name: _alternatives(value) for name, value in where.items()}
+            searcher = ExactSearcher(self.store, self.store.rows_where(accepted), searcher.device)
+        return searcher.search(query_BX, top_k)
+
+    def sources(self, found: SearchResult) -> list[tuple[Source, ...]]:
+        """What stands in the rows of a search."""
+        documents = iter(self.store.documents(found.rows_BK.numpy()))
+        return [
+            tuple(
+                Source(document.doc_id, document.parent_id, document.title, score, document.text)
+                for score, document in zip(scores_K, documents, strict=False)
             )
-            answers.append(Answer(text.text, sources, timings_s))
-        return answers
+            for scores_K in found.scores_BK.tolist()
+        ]
+
+
+def _alternatives(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]

@@ -44,18 +44,22 @@ class DocumentCompressor:
         clara: A model with a compressor.
         max_batch_tokens: Upper bound of the tokens of one forward pass, padding included.
         packed: Run texts end to end; None asks the model, see `ClaraModel.packs`.
+        merge: Without it the model stays as it is, and a document costs the LoRA on top.
 
     Attributes:
         fingerprint: Identity of what it writes; a store of another one must not be mixed with it.
     """
 
-    def __init__(self, clara: ClaraModel, max_batch_tokens: int = 16_384, *, packed: bool | None = None) -> None:
+    def __init__(
+        self, clara: ClaraModel, max_batch_tokens: int = 16_384, *, packed: bool | None = None, merge: bool = True
+    ) -> None:
         self.clara = clara
         self.max_batch_tokens = max_batch_tokens
         self.packed = clara.packs if packed is None else packed
         # Merging drops the adapter that the fingerprint hashes.
         self.fingerprint = Fingerprint(clara.fingerprint_fields())
-        clara.merge("compressor")
+        if merge:
+            clara.merge("compressor")
         clara.eval()
 
     def compress(self, documents: Sequence[tuple[str, str]]) -> CompressedDocuments:
