@@ -18,7 +18,7 @@ from clara_dist.store.deletions import Deletions, publish_deletions, read_deleti
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.manifest import Manifest, ShardInfo, publish_manifest, read_manifest
 from clara_dist.store.schema import StoreSchema
-from clara_dist.store.storage import Storage, StoreLocation, open_storage
+from clara_dist.store.storage import Storage, StoreLocation, at_once, open_storage
 
 # A conflict means that another writer has succeeded, so this many of them were faster, one after the other.
 _ATTEMPTS = 100
@@ -139,16 +139,14 @@ def publish_next(
 def _require_files(storage: Storage, before: Manifest | None, content: Content) -> None:
     kept = set() if before is None else before.files
     collecting = set() if before is None else set(before.collecting)
-    for shard in content.shards:
-        if shard.file in kept:
-            continue
+    added = [shard for shard in content.shards if shard.file not in kept]
+    for shard, size_bytes in zip(added, at_once(lambda shard: storage.size_bytes(shard.file), added), strict=True):
         if shard.file in collecting:
             raise StoreError(
                 f"`clara-dist store gc` is deleting the file {shard.file} of the store {storage.url}",
                 hint="wait until it has finished (`clara-dist store gc --resume` finishes one that was killed), then "
                 "run this again",
             )
-        size_bytes = storage.size_bytes(shard.file)
         if size_bytes != shard.size_bytes:
             raise CorruptStoreError(
                 f"the file {shard.file} of the store {storage.url} is missing or damaged",

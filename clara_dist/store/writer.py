@@ -23,7 +23,7 @@ from clara_dist.store.shard import (
     reading,
     serialize,
 )
-from clara_dist.store.storage import ReadableFiles, Storage, StoreLocation, open_storage
+from clara_dist.store.storage import ReadableFiles, Storage, StoreLocation, at_once, open_storage
 
 
 def write_shard(store: StoreLocation, table: pa.Table, name: str) -> ShardInfo:
@@ -169,9 +169,8 @@ def require_distinct(
     if len(set(files)) != len(files):
         raise StoreError("a shard is listed twice", got=sorted({file for file in files if files.count(file) > 1}))
     deletions = deletions or {}
-    duplicates = find_duplicates(
-        {info.file: live_ids(storage, info, schema, deletions.get(info.file)) for info in shards}
-    )
+    ids = at_once(lambda info: live_ids(storage, info, schema, deletions.get(info.file)), shards)
+    duplicates = find_duplicates(dict(zip(files, ids, strict=True)))
     if duplicates:
         listed = "; ".join(f"{doc_id!r} in {' and '.join(where)}" for doc_id, where in duplicates.items())
         raise StoreError(
