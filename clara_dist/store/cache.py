@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,9 @@ import pyarrow as pa
 
 from clara_dist.errors import CorruptStoreError, StoreError
 from clara_dist.store.manifest import ShardInfo
-from clara_dist.store.storage import ReadableFiles, Storage, is_url
+from clara_dist.store.storage import ReadableFiles, Storage, at_once, is_url
 
 _logger = logging.getLogger(__name__)
-_DOWNLOADS_AT_ONCE = 8
 _CHUNK_BYTES = 8 << 20
 _SHARD, _PART = ".arrow", ".part"
 _HINT = "set CLARA_CACHE_DIR to a larger disk, or raise CLARA_CACHE_MAX_BYTES"
@@ -85,8 +83,7 @@ class ShardCache:
             _logger.info(
                 "downloading %d of %d shards, %d bytes, of %s", len(missing), len(shards), n_bytes, storage.url
             )
-            with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
-                list(pool.map(lambda shard: self._download(storage, shard), missing))  # the first error ends it
+            at_once(lambda shard: self._download(storage, shard), missing)
         return CachedShards(self, storage, {shard.file: shard for shard in shards})
 
     def open(self, storage: Storage, shard: ShardInfo) -> pa.NativeFile:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import obstore
@@ -22,9 +22,13 @@ from obstore.store import GCSStore, S3Store
 from clara_dist.errors import StoreError
 from clara_dist.store.storage import refuse_credentials
 
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
 # A shard of some hundred MB goes out in one request over a slow line; a dead line is found by the missing answer.
 _CLIENT = {"timeout": timedelta(minutes=15), "read_timeout": timedelta(minutes=3)}
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}
+_TAIL_BYTES = 64 << 10
 _ATTEMPTS = 5
 _CREDENTIALS = {
     "s3": "the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role), AWS_REGION and the "
@@ -155,10 +159,17 @@ class RemoteStorage:
 
     def open_raw(self, file: str) -> io.RawIOBase:
         """Open ``file`` as Python does. Raises what `open` raises, while reading too."""
-        size_bytes = self.size_bytes(file)
-        if size_bytes is None:
-            raise FileNotFoundError(f"there is no object {self._named(file)}")
-        return _RangeReader(self, file, size_bytes)
+        try:
+            # One request tells the size and has what Arrow and Parquet read first, or a small file whole.
+            options: GetOptions = {"range": {"suffix": _TAIL_BYTES}}
+            size_bytes, tail = self._ask("read", file, lambda: _fetch(obstore.get(self._client, file, options=options)))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no object {self._named(file)}") from error
+        except StoreError:
+            if self.size_bytes(file) != 0:  # of nothing there is no last part
+                raise
+            size_bytes, tail = 0, b""
+        return _RangeReader(self, file, size_bytes, tail)
 
     def read_range(self, file: str, start: int, length: int) -> obstore.Bytes:
         """Bytes ``start`` to ``start + length`` of ``file``, which must have them."""
@@ -217,13 +228,18 @@ def _reason(error: Exception) -> str:
     return str(error).partition("\n\nDebug source")[0]
 
 
-class _RangeReader(io.RawIOBase):
-    """An object as a file: every read is one request."""
+def _fetch(answer: obstore.GetResult) -> tuple[int, bytes]:
+    return answer.meta["size"], bytes(answer.bytes())
 
-    def __init__(self, storage: RemoteStorage, file: str, size_bytes: int) -> None:
+
+class _RangeReader(io.RawIOBase):
+    """An object as a file: every read is one request, but within the last part, which is here already."""
+
+    def __init__(self, storage: RemoteStorage, file: str, size_bytes: int, tail: bytes) -> None:
         self._storage = storage
         self._file = file
         self._size_bytes = size_bytes
+        self._tail = memoryview(tail)
         self._position = 0
 
     def readable(self) -> bool:
@@ -255,6 +271,10 @@ class _RangeReader(io.RawIOBase):
         length = max(0, min(size, self._size_bytes - self._position))
         if not length:
             return memoryview(b"")
-        data = memoryview(self._storage.read_range(self._file, self._position, length))
+        in_tail = self._position - (self._size_bytes - len(self._tail))
+        if in_tail >= 0:
+            data = self._tail[in_tail : in_tail + length]
+        else:
+            data = memoryview(self._storage.read_range(self._file, self._position, length))
         self._position += length
         return data

@@ -9,14 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
 from clara_dist.errors import StoreError
+
+# An object store answers in 20 to 100 ms, however many ask.
+_REQUESTS_AT_ONCE = 16
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ReadableFiles(Protocol):
@@ -71,6 +78,12 @@ class Storage(ReadableFiles, Protocol):
 def is_url(path: str) -> bool:
     """Whether a path names an object store, not a file of this machine."""
     return "://" in path and not path.startswith("file://")
+
+
+def at_once(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Apply a function that waits for files to many items at once; the results in order. The first error ends it."""
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(function, items))
 
 
 def refuse_credentials(url: str) -> None:
