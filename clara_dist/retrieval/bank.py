@@ -72,6 +72,6 @@ class MemoryBank:
         """
         return self._searcher.search(query_BX, n).rows_BK.to(self.device)
 
-    def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
-        """Rows of documents, whether ``where`` holds for them or not; -1 where the store lacks one."""
-        return self.store.rows_of(doc_ids)
+    def rows_of(self, doc_ids: Sequence[str]) -> list[np.ndarray]:
+        """All rows of each document, one or its passages, whether ``where`` holds or not; none that the store lacks."""
+        return self.store.rows_of_documents(doc_ids)

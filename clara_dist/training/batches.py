@@ -101,13 +101,14 @@ class JointExamples:
     Attributes:
         questions: B questions as the reasoner reads them.
         candidates_BN: int64 store rows, -1 where a shorter list is padded; None: search the whole store.
-        positives_B: For each question, the store rows that hold its answer; empty where they are not known.
+        positives_B: For each question, the documents that hold its answer, each as its store rows; empty where they
+            are not known.
         prompts: B prompts with k' slots each.
     """
 
     questions: TextBatch
     candidates_BN: Tensor | None
-    positives_B: tuple[tuple[int, ...], ...]
+    positives_B: tuple[tuple[tuple[int, ...], ...], ...]
     prompts: PromptBatch
 
     @property

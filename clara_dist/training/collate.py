@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -75,15 +76,16 @@ class JointCollator:
         )
 
     def _candidates(self, examples: Sequence[Example]) -> Tensor:
-        width = max(len(example.candidate_ids) for example in examples)
-        candidates_BN = torch.full((len(examples), width), -1)
-        for i, example in enumerate(examples):
-            candidates_BN[i, : len(example.candidate_ids)] = torch.tensor(self._rows(example.candidate_ids))
+        rows = [list(chain.from_iterable(self._rows(example.candidate_ids))) for example in examples]
+        candidates_BN = torch.full((len(examples), max(map(len, rows))), -1)
+        for i, rows_N in enumerate(rows):
+            candidates_BN[i, : len(rows_N)] = torch.tensor(rows_N)
         return candidates_BN
 
-    def _rows(self, doc_ids: Sequence[str]) -> list[int]:
-        rows = self._bank.rows_of(doc_ids).tolist()
-        missing = [doc_id for doc_id, row in zip(doc_ids, rows, strict=True) if row < 0]
+    def _rows(self, doc_ids: Sequence[str]) -> list[tuple[int, ...]]:
+        """The rows of each document: its passages, if it was split."""
+        rows = [tuple(found.tolist()) for found in self._bank.rows_of(doc_ids)]
+        missing = [doc_id for doc_id, found in zip(doc_ids, rows, strict=True) if not found]
         if missing:
             raise DataError(
                 "documents of the examples are not in the memory store",

@@ -5,6 +5,7 @@ Every pass of a step happens inside ``forward``, because DeepSpeed's engine wrap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
@@ -114,4 +115,11 @@ class JointStep(nn.Module):
             return StepOutput(loss, {}, [])
         # Recall is that of all K slots, also where the generator read fewer.
         best_BK = selection.indices_BK if n_slots == self.top_k else top_k(scores_BN, self.top_k, mask_BN)
-        return StepOutput(loss, {}, recall_at_k(rows_BN.gather(1, best_BK), batch.positives_B))
+        return StepOutput(loss, {}, document_recall(rows_BN.gather(1, best_BK), batch.positives_B))
+
+
+def document_recall(rows_BK: Tensor, positives_B: Sequence[Sequence[Sequence[int]]]) -> list[float]:
+    """Recall of documents that may be several rows: one is found where any of its rows is among the K."""
+    documents = [{row: document[0] for document in positives for row in document} for positives in positives_B]
+    found = [[first.get(row, row) for row in rows] for first, rows in zip(documents, rows_BK.tolist(), strict=True)]
+    return recall_at_k(found, [set(first.values()) for first in documents])
