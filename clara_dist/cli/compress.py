@@ -12,7 +12,7 @@ from clara_dist.cli.base import ConfigFile, ModelOption, Overrides, StoreOption,
 
 @app.command()
 def compress(
-    corpus: Annotated[list[str] | None, typer.Option(help="File, directory or glob; repeatable.")] = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="File, directory, glob or URL; repeatable.")] = None,
     model: ModelOption = None,
     store: StoreOption = None,
     workers: Annotated[
@@ -25,6 +25,24 @@ def compress(
     append: Annotated[bool, typer.Option("--append", help="Add the corpus to what the store holds.")] = False,
     on_existing: Annotated[
         str | None, typer.Option(metavar="error|skip|replace", help="With --append: documents that are there already.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="auto, jsonl, clara, beir, flashrag, parquet, huggingface or text.")
+    ] = None,
+    id_field: Annotated[str | None, typer.Option(help="Field of the id; none: ids from the texts.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of the text; a dot leads into an object.")] = None,
+    title_field: Annotated[str | None, typer.Option(help="Field of the title.")] = None,
+    metadata_fields: Annotated[
+        str | None, typer.Option(metavar="NAME[=FIELD],...", help="Further fields to keep as metadata.")
+    ] = None,
+    metadata_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:TYPE", help="Metadata as a typed column, to filter by; repeatable."),
+    ] = None,
+    on_duplicate: Annotated[str | None, typer.Option(help="An id that stands twice: error, first or last.")] = None,
+    rejects: Annotated[str | None, typer.Option(help="List of rejected rows; else STORE.rejects.jsonl.")] = None,
+    max_rejects: Annotated[
+        float | None, typer.Option(help="More fail the job: below 1 a fraction of all rows, else a count.")
     ] = None,
     summary: Annotated[Path | None, typer.Option(help="Write the figures of the end to this file, as JSON.")] = None,
     config: ConfigFile = None,
@@ -47,6 +65,15 @@ def compress(
         "gpus_per_worker": gpus_per_worker,
         "device": device,
         "address": address,
+        "format": format,
+        "id_field": id_field,
+        "text_field": text_field,
+        "title_field": title_field,
+        "metadata_fields": metadata_fields,
+        "metadata_columns": metadata_column,
+        "on_duplicate": on_duplicate,
+        "rejects": rejects,
+        "max_rejects": max_rejects,
         "append": append or None,
         "on_existing": on_existing,
     }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clara_dist.config.base import Config
 from clara_dist.config.model import Dtype
 from clara_dist.config.workers import WorkerRange
 from clara_dist.errors import ConfigError
 
-CorpusFormat = Literal["auto", "jsonl", "parquet", "beir", "clara"]
+CorpusFormat = Literal["auto", "jsonl", "clara", "beir", "flashrag", "parquet", "huggingface", "text"]
 ColumnType = Literal["string", "int64", "float64", "bool"]
 
 
@@ -22,15 +22,34 @@ _OVERLAP_TOKENS = 32
 _MAX_ROWS_PER_SHARD = 4096
 
 
+def _pairs(value: Any, separator: str) -> dict[str, str]:
+    """``a, b=c.d`` as a mapping, as it is written on a command line; a name alone stands for itself."""
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    pairs = [str(part).partition(separator) for part in parts]
+    if not all(name.strip() for name, _, _ in pairs):
+        raise ValueError(f"{value!r} is not NAME{separator}VALUE, ...")
+    return {name.strip(): (target or name).strip() for name, _, target in pairs}
+
+
 class CompressConfig(Config):
     """A corpus becomes a memory store.
 
     Attributes:
-        corpus: Files, directories or globs, read in this order.
+        corpus: Files, directories, globs or URLs, read in this order; ``hf://datasets/ORG/NAME`` is a dataset of the
+            Hugging Face hub, with ``@REVISION`` and ``?config=C&split=S`` behind it where needed.
         format: How to read them; ``auto`` decides per file.
+        id_field: Where a row has its id, as a path with dots; None: the first of doc_id, id and _id. ``none`` names
+            documents by their text, as CLaRa training rows do.
+        text_field: Where it has its text; None: text, or contents, whose first line is the title (FlashRAG).
+        title_field: Where it has its title; None: title.
+        metadata_fields: Further metadata, each a name and where a row has it; also written ``a,b=c.d``.
         model: Model directory. ``base_model`` overrides where its base LLM is.
         store: Where the store goes: a directory that every worker sees, or a URL.
-        metadata_columns: Metadata fields that become typed columns, for filters.
+        metadata_columns: Metadata that becomes typed columns, for filters; also written ``year:int64``. One that is in neither the row's
+            metadata nor ``metadata_fields`` is looked for at the top of the row.
+        on_duplicate: What a doc_id that stands twice means: an ``error`` before anything is compressed, or that the
+            ``first`` or ``last`` row in the order of the corpus is kept. The others are rejects, and count as such. A
+            repeated text, where texts name the documents, is no duplicate and never a reject: it is kept once.
         address: Ray cluster, see `session.connect`; None asks ``RAY_ADDRESS``, else starts a local Ray.
         workers: Compressor actors, ``4`` or ``1:8``; each has its own copy of the model.
         cpus_per_worker: CPUs of an actor; its torch threads if it computes on them.
@@ -38,8 +57,8 @@ class CompressConfig(Config):
         device: ``auto`` takes GPUs if the cluster has any.
         dtype: The base LLM's type in memory; memories are stored as float16 in any case.
         max_batch_tokens: Tokens of one forward pass, padding included.
-        long_documents: What becomes of documents longer than the model's ``doc_max_tokens``: ``split`` makes passages of
-            them, rows ``DOC_ID#1``, ``DOC_ID#2``, ... with the document's id as ``parent_id``; ``truncate`` drops their
+        long_documents: What becomes of documents longer than the model's ``doc_max_tokens``: ``split`` makes passages
+            of them, rows ``DOC_ID#1``, ``DOC_ID#2``, ... with the document's id as ``parent_id``; ``truncate`` drops their
             ends, and marks the rows.
         passage_overlap_tokens: Tokens that a passage shares with the one before; None: 32, or a quarter of
             ``doc_max_tokens`` if that is less.
@@ -57,6 +76,10 @@ class CompressConfig(Config):
 
     corpus: tuple[str, ...] = Field(min_length=1)
     format: CorpusFormat = "auto"
+    id_field: str | None = None
+    text_field: str | None = None
+    title_field: str | None = None
+    metadata_fields: dict[str, str] = Field(default_factory=dict)
     model: str
     base_model: str | None = None
     store: str
@@ -75,6 +98,7 @@ class CompressConfig(Config):
     rows_per_shard: int | None = Field(None, ge=1)
     rejects: str | None = None
     max_rejects: float = Field(0.01, ge=0)
+    on_duplicate: Literal["error", "first", "last"] = "first"
     overwrite: bool = False
     append: bool = False
     on_existing: Literal["error", "skip", "replace"] = "error"
@@ -84,6 +108,16 @@ class CompressConfig(Config):
         if self.append and self.overwrite:
             raise ValueError("append adds to what overwrite replaces: choose one")
         return self
+
+    @field_validator("metadata_fields", mode="before")
+    @classmethod
+    def _parse_fields(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) else _pairs(value, "=")
+
+    @field_validator("metadata_columns", mode="before")
+    @classmethod
+    def _parse_columns(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) else _pairs(value, ":")
 
     @property
     def rejects_path(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from typing import Any
 
 ID_FIELDS = ("doc_id", "id", "_id")
 TEXT_FIELDS = ("text", "contents")
+# In place of an id's field: the id is the content hash of the text.
+CONTENT_ID = "none"
 _EXCERPT_CHARS = 120
 
 
@@ -31,6 +34,38 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldMap:
+    """Where a row has a document's parts. A path with dots (``page.title``) leads into objects.
+
+    Attributes:
+        doc_id: None: the first that is there of `ID_FIELDS`. `CONTENT_ID`: the document is named by its text.
+        text: None: the first that is there of `TEXT_FIELDS`.
+        title: None: ``title``.
+        metadata: (name, path) of metadata from outside the row's own ``metadata``, which is kept as it is; of equal
+            names these win. A row may lack them.
+        columns: Names of metadata that is taken from the top of a row where its ``metadata`` has none of that name.
+    """
+
+    doc_id: str | None = None
+    text: str | None = None
+    title: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    columns: tuple[str, ...] = ()
+
+    @property
+    def top_level(self) -> frozenset[str]:
+        """The names at the top of a row that any path can start with."""
+        ids = ID_FIELDS if self.doc_id is None else (self.doc_id,)
+        texts = TEXT_FIELDS if self.text is None else (self.text,)
+        paths = [*ids, *texts, self.title or "title", "metadata", *(path for _, path in self.metadata)]
+        paths += self.columns
+        return frozenset(name for path in paths for name in (path, path.partition(".")[0]))
+
+
+USUAL_FIELDS = FieldMap()
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """A row, or one document of a row, that does not enter the store.
 
@@ -40,8 +75,9 @@ class Reject:
         reason: What is wrong, in one clause.
         doc_id: The document's id, where it got that far.
         excerpt: The beginning of the row.
-        repeated: The very same document is in the corpus already, so nothing is lost: worth counting, but no defect
-            of the corpus. Only corpora whose ids are content hashes have such rows.
+        repeated: The same text is in the corpus already, so nothing is lost: worth counting, but no defect of the
+            corpus. Only corpora whose ids are content hashes have such rows.
+        duplicate_of: File and line of the document of the same doc_id that is kept.
     """
 
     path: str
@@ -50,6 +86,7 @@ class Reject:
     doc_id: str | None = None
     excerpt: str = ""
     repeated: bool = False
+    duplicate_of: str | None = None
 
 
 class BadRow(Exception):
@@ -98,27 +135,67 @@ def checked_text(name: str, value: Any, *, may_be_empty: bool = False) -> str:
     return value
 
 
-def document_from_row(row: Mapping[str, Any]) -> Document:
+def document_from_row(row: Mapping[str, Any], fields: FieldMap = USUAL_FIELDS) -> Document:
     """Build a document from the named fields of a row; fields of other names are not read.
 
-    Fields: ``doc_id``, ``id`` or ``_id`` (a string, or an integer, which becomes its decimal string); ``text`` or
-    ``contents``; optional ``title`` and ``metadata``. Null counts as absent.
+    An id is a string, or an integer, which becomes its decimal string. Null counts as absent. ``contents``, where it
+    was not named by the user, is FlashRAG's: its first line is the title, in quotation marks or not, if a text follows
+    and the row has no title.
 
     Raises:
         BadRow: With the reason, and the doc_id if that was found.
     """
-    doc_id = checked_id(*_first_present(row, ID_FIELDS))
+    by_content = fields.doc_id == CONTENT_ID
+    names = ID_FIELDS if fields.doc_id is None else (fields.doc_id,)
+    doc_id = None if by_content else checked_id(*_first_present(row, names, "doc_id"))
     try:
-        name, text = _first_present(row, TEXT_FIELDS)
+        name, text = _first_present(row, TEXT_FIELDS if fields.text is None else (fields.text,), "text")
+        text = checked_text(name, text)
+        title_name = fields.title or "title"
+        title = value_at(row, title_name)
+        if title is None and name == "contents" and fields.text is None:
+            title, text = _title_of_contents(text)
         return Document(
-            doc_id=doc_id,
-            title=checked_text("title", row["title"], may_be_empty=True) if row.get("title") is not None else "",
-            text=checked_text(name, text),
-            metadata=_checked_metadata(row.get("metadata")),
+            doc_id=content_id(text) if doc_id is None else doc_id,
+            title="" if title is None else checked_text(title_name, title, may_be_empty=True),
+            text=text,
+            metadata=_checked_metadata(_metadata_of(row, fields)),
         )
     except BadRow as bad:
         bad.doc_id = doc_id
         raise
+
+
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """The value at a path with dots; None if it is null or not there. A field whose own name has dots comes first."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for name in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(name)
+    return value
+
+
+def _title_of_contents(contents: str) -> tuple[str, str]:
+    title, _, text = contents.partition("\n")
+    if not text.strip():
+        return "", contents
+    title = title.strip()
+    quoted = len(title) > 1 and title[0] == title[-1] == '"'
+    return (title[1:-1] if quoted else title), text
+
+
+def _metadata_of(row: Mapping[str, Any], fields: FieldMap) -> Any:
+    own = row.get("metadata")
+    if not isinstance(own, (dict, type(None))):
+        return own
+    columns = {name: row[name] for name in fields.columns if row.get(name) is not None}
+    mapped = {name: value_at(row, path) for name, path in fields.metadata}
+    merged = {**columns, **(own or {}), **{name: value for name, value in mapped.items() if value is not None}}
+    # Parquet and Arrow have dates, JSON has not; a datetime is a date, too.
+    return {k: v.isoformat() if isinstance(v, datetime.date) else v for k, v in merged.items()}
 
 
 def checked_id(name: str, value: Any) -> str:
@@ -132,11 +209,13 @@ def checked_id(name: str, value: Any) -> str:
     return checked_text(name, value)
 
 
-def _first_present(row: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
+def _first_present(row: Mapping[str, Any], names: tuple[str, ...], what: str) -> tuple[str, Any]:
     for name in names:
-        if row.get(name) is not None:
-            return name, row[name]
-    raise BadRow(f"missing {names[0]} (no field {', '.join(names[:-1])} or {names[-1]})")
+        value = value_at(row, name)
+        if value is not None:
+            return name, value
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+    raise BadRow(f"missing {what} (no field {listed})")
 
 
 def _checked_metadata(value: Any) -> dict[str, Any]:

@@ -1,22 +1,18 @@
-"""Lines of JSON in bounded memory, plain or gzip, with an exact account of what is wrong with a bad one."""
+"""Lines of JSON in bounded memory, with an exact account of what is wrong with a bad one."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO, NoReturn, Protocol, cast
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 from clara_dist.data.documents import BadRow
+from clara_dist.data.streams import open_bytes
 from clara_dist.errors import DataError
 
 DEFAULT_MAX_LINE_BYTES = 16 * 1024**2
 _BOM = b"\xef\xbb\xbf"
-_GZIP_MAGIC = b"\x1f\x8b"
 _SKIP_BYTES = 1024**2
 
 
@@ -31,36 +27,6 @@ class Digest(Protocol):
     """What `hashlib` returns, as far as it is used here."""
 
     def update(self, data: bytes, /) -> None: ...
-
-
-def require_file(path: str) -> None:
-    """Raise a `DataError` unless ``path`` is a regular file."""
-    if not os.path.exists(path):
-        raise DataError(f"there is no file {path}")
-    if not os.path.isfile(path):
-        raise DataError(f"{path} is not a file", hint="name a file, or a glob pattern such as 'DIR/*.jsonl'")
-
-
-@contextmanager
-def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """Open a file for reading, decompressed if it is gzip (by its name or its first bytes).
-
-    Raises:
-        DataError: Here or while reading inside the ``with`` block: the file is missing, is a directory, may not be
-            read, or is no whole gzip file.
-    """
-    require_file(path)
-    try:
-        with open(path, "rb") as raw:
-            if path.endswith(".gz") or raw.peek(2).startswith(_GZIP_MAGIC):
-                with gzip.GzipFile(fileobj=raw) as stream:
-                    yield cast(BinaryIO, stream)
-            else:
-                yield raw
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged, or no gzip file", got=error, hint="test it with gzip -t") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}", got=error.strerror or error) from error
 
 
 def skip_bom(stream: BinaryIO) -> int:

@@ -7,11 +7,9 @@ leaves the store's versions as they were; run again, it keeps the shards that ar
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,13 @@ import ray
 
 from clara_dist import __version__
 from clara_dist.config.compress import CompressConfig
-from clara_dist.data.corpus import CorpusUnit, UnitScan, corpus_fingerprint, duplicate_rows, plan_units
-from clara_dist.data.documents import Reject
+from clara_dist.data.corpus import CorpusUnit, corpus_fingerprint, plan_units
 from clara_dist.distributed.actor_pool import ActorPool, Mapper
 from clara_dist.distributed.compress_metrics import CompressMetrics
 from clara_dist.distributed.compress_report import CompressReport, JobCosts
 from clara_dist.distributed.compress_resume import finished_shards
-from clara_dist.distributed.compress_scan import MetadataCheck, RejectLister, UnitScanner, UnitWork
+from clara_dist.distributed.compress_scan import field_map
+from clara_dist.distributed.compress_survey import Survey, survey_corpus
 from clara_dist.distributed.compress_workers import (
     ModelIdentity,
     ShardCompressor,
@@ -39,9 +37,8 @@ from clara_dist.distributed.resources import require_room, result_of
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.stopping import stoppable
 from clara_dist.distributed.visibility import require_visible
-from clara_dist.errors import DataError, StoreError
+from clara_dist.errors import StoreError
 from clara_dist.model.files import memory_shape, read_config
-from clara_dist.store import files
 from clara_dist.store.append import append_shards
 from clara_dist.store.deletions import count_documents
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
@@ -69,7 +66,9 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
         each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker if uses_gpu else 0}
         require_room(each, 1, "a compressor")  # fewer than ``workers`` do the job as well
-        units = plan_units(config.corpus, format=config.format, rows_per_unit=_rows_of_shard(config))
+        units = plan_units(
+            config.corpus, format=config.format, fields=field_map(config), rows_per_unit=_rows_of_shard(config)
+        )
         require_visible(_inputs(config, units), config.store)
         # Loading takes about as long as scanning: the two run side by side.
         resources: dict[str, Any] = {"num_cpus": each["CPU"], "num_gpus": each["GPU"]}
@@ -100,36 +99,29 @@ def run(
     """The job on any `Mapper`; see `compress`."""
     started = time.monotonic()
     costs = JobCosts(metrics)
-    refuse = MetadataCheck(config.metadata_columns)
     with costs.phase("scan"):
-        scans = _scan(units, scan_on, refuse)
-        work = _plan(units, scans)
-        rejects = _list_rejects(scans, work, scan_on, refuse)
-    _write_rejects(config.rejects_path, rejects)
-    n_rejected = sum(not reject.repeated for reject in rejects)
-    n_documents = sum(scan.n_documents for scan in scans) - sum(len(w.duplicates) for w in work)
-    _require_acceptable(config, n_documents, n_rejected)
+        survey = survey_corpus(config, units, scan_on)
     if metrics is not None:
-        metrics.rejects(n_rejected)
+        metrics.rejects(survey.n_rejected)
     with costs.phase("load_model"):
         identity = identify()
     existing = _existing(config.store)
-    tasks = _tasks(config, identity, scans, work)
+    tasks = _tasks(config, identity, survey)
     was_complete = existing is not None and _holds(existing, config, identity, tasks)
     if existing is not None and was_complete:
         manifest, n_kept, rate = existing, 0, None
     else:
         kept = finished_shards(config.store, identity.schema(config), [task.name for task in tasks], scan_on)
         n_kept = sum(info.documents for info in kept.values())
-        progress = Progress("documents", n_documents)
-        progress.note(n_rejects=n_rejected)
+        progress = Progress("documents", survey.n_documents)
+        progress.note(n_rejects=survey.n_rejected)
         progress.skip(n_kept)
         with costs.phase("compress"):
             made = _compress(config, identity, tasks, kept, compress_on, device, costs, progress)
         rate = progress.rate()
         infos = [_checked(task, (kept | made)[task.name]) for task in tasks]
         with costs.phase("commit"):
-            manifest = _publish(config, identity, existing, infos, _writer_info(config, units, n_rejected, len(rejects) - n_rejected))
+            manifest = _publish(config, identity, existing, infos, _writer_info(config, units, survey))
             was_complete = existing is not None and manifest.version == existing.version
     return CompressReport(
         store=config.store,
@@ -138,8 +130,8 @@ def run(
         n_passages=manifest.n_documents,
         n_truncated=sum(shard.truncated for shard in manifest.shards),
         n_shards=len(manifest.shards),
-        n_rejected=n_rejected,
-        n_repeated=len(rejects) - n_rejected,
+        n_rejected=survey.n_rejected,
+        n_repeated=survey.n_repeated,
         n_kept=n_kept,
         rejects=config.rejects_path,
         was_complete=was_complete,
@@ -151,61 +143,13 @@ def run(
     )
 
 
-def _scan(units: Sequence[CorpusUnit], scan_on: Mapper, refuse: MetadataCheck) -> list[UnitScan]:
-    progress = Progress("rows scanned", sum(unit.n_rows for unit in units))
-    scans: dict[int, UnitScan] = {}
-    for index, scan in scan_on(UnitScanner, {"refuse": refuse}, units):
-        scans[index] = scan
-        progress.add(units[index].n_rows)
-    return [scans[index] for index in range(len(units))]
-
-
-def _plan(units: Sequence[CorpusUnit], scans: Sequence[UnitScan]) -> list[UnitWork]:
-    duplicates = duplicate_rows(scans)
-    return [UnitWork(unit, tuple(int(row) for row in duplicates.get(unit.index, ()))) for unit in units]
-
-
-def _tasks(
-    config: CompressConfig, identity: ModelIdentity, scans: Sequence[UnitScan], work: Sequence[UnitWork]
-) -> list[ShardWork]:
+def _tasks(config: CompressConfig, identity: ModelIdentity, survey: Survey) -> list[ShardWork]:
     """One shard for each unit that has a document left, in corpus order."""
-    tasks = []
-    for scan, unit_work in zip(scans, work, strict=True):
-        n_documents = scan.n_documents - len(unit_work.duplicates)
-        if n_documents:
-            name = shard_name(identity.fingerprint, config, unit_work)
-            tasks.append(ShardWork(unit_work, name, n_documents))
-    return tasks
-
-
-def _list_rejects(
-    scans: Sequence[UnitScan], work: Sequence[UnitWork], scan_on: Mapper, refuse: MetadataCheck
-) -> list[Reject]:
-    """All rejects in corpus order. Only the units that repeat a document are read again, for its line."""
-    repeating = [w for w in work if w.duplicates]
-    listed = scan_on(RejectLister, {"refuse": refuse}, repeating)
-    found = {repeating[index].unit.index: rejects for index, rejects in listed}
-    return [reject for scan in scans for reject in found.get(scan.index, scan.rejects)]
-
-
-def _write_rejects(path: str, rejects: Sequence[Reject]) -> None:
-    lines = [json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
-    files.write(path, "".join(lines).encode())
-
-
-def _require_acceptable(config: CompressConfig, n_documents: int, n_rejected: int) -> None:
-    allowed = config.allowed_rejects(n_documents + n_rejected)
-    if n_rejected > allowed:
-        raise DataError(
-            "too many rows of the corpus are bad; nothing was compressed",
-            got=f"{n_rejected} of {n_documents + n_rejected} rows, listed in {config.rejects_path}",
-            expected=f"at most {allowed} (max_rejects={config.max_rejects:g})",
-            hint="correct the rows, or raise max_rejects",
-        )
-    if n_documents == 0:
-        raise DataError(
-            "the corpus has no good document", got=f"{n_rejected} bad rows, listed in {config.rejects_path}"
-        )
+    return [
+        ShardWork(work, shard_name(identity.fingerprint, config, work), n_documents)
+        for work, n_documents in zip(survey.work, survey.documents, strict=True)
+        if n_documents
+    ]
 
 
 def _existing(store: str) -> Manifest | None:
@@ -286,15 +230,13 @@ def _checked(task: ShardWork, info: ShardInfo) -> ShardInfo:
     return info
 
 
-def _writer_info(
-    config: CompressConfig, units: Sequence[CorpusUnit], n_rejected: int, n_repeated: int
-) -> dict[str, object]:
+def _writer_info(config: CompressConfig, units: Sequence[CorpusUnit], survey: Survey) -> dict[str, object]:
     return {
         "program": f"clara_dist {__version__}",
         "config": config.model_dump(mode="json"),
         "corpus": corpus_fingerprint(units),
-        "n_rejected": n_rejected,
-        "n_repeated": n_repeated,
+        "n_rejected": survey.n_rejected,
+        "n_repeated": survey.n_repeated,
     }
 
 

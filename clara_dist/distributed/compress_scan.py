@@ -5,17 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clara_dist.data.corpus import CorpusUnit, UnitScan, read_unit, scan_unit
-from clara_dist.data.documents import Document, Reject
+from clara_dist.config.compress import CompressConfig
+from clara_dist.data.corpus import CorpusUnit, UnitScan, read_unit, reject_line, scan_unit
+from clara_dist.data.documents import Document, FieldMap, Reject
+from clara_dist.data.streams import KeptFile
 from clara_dist.store.schema import is_metadata_value
 
 
 @dataclass(frozen=True)
 class UnitWork:
-    """One unit and the positions, among its documents, of those that stood earlier in the corpus."""
+    """One unit and the positions, among its documents, of those that lose to another of the same doc_id."""
 
     unit: CorpusUnit
     duplicates: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class DuplicateWork:
+    """One unit, its losers, and the place of each one's winner."""
+
+    unit: CorpusUnit
+    losers: tuple[int, ...]
+    winners: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The rejects of one unit as entries of their list, and the first few losers in words."""
+
+    lines: bytes
+    examples: tuple[str, ...]
+
+
+def field_map(config: CompressConfig) -> FieldMap:
+    """Where the job's rows have a document's parts. A typed column is found at the top of a row, too."""
+    columns = {name: name for name in config.metadata_columns}
+    return FieldMap(
+        doc_id=config.id_field,
+        text=config.text_field,
+        title=config.title_field,
+        metadata=tuple(sorted(config.metadata_fields.items())),
+        columns=tuple(sorted(columns.keys() - config.metadata_fields.keys())),
+    )
 
 
 @dataclass(frozen=True)
@@ -37,17 +68,26 @@ class UnitScanner:
 
     def __init__(self, refuse: MetadataCheck) -> None:
         self.refuse = refuse
+        self.kept = KeptFile()
 
     def __call__(self, unit: CorpusUnit) -> UnitScan:
-        return scan_unit(unit, refuse=self.refuse)
+        return scan_unit(unit, refuse=self.refuse, kept=self.kept)
 
 
 class RejectLister:
-    """Reads a unit for its rejects, the documents that stood earlier included."""
+    """Reads a unit for its rejects, the documents that lose to others included."""
 
-    def __init__(self, refuse: MetadataCheck) -> None:
+    def __init__(self, refuse: MetadataCheck, n_examples: int) -> None:
         self.refuse = refuse
+        self.n_examples = n_examples
+        self.kept = KeptFile()
 
-    def __call__(self, work: UnitWork) -> tuple[Reject, ...]:
-        items = read_unit(work.unit, work.duplicates, refuse=self.refuse)
-        return tuple(item for item in items if isinstance(item, Reject))
+    def __call__(self, work: DuplicateWork) -> Listing:
+        lines = bytearray()
+        examples: list[str] = []
+        for item in read_unit(work.unit, work.losers, winners=work.winners, refuse=self.refuse, kept=self.kept):
+            if isinstance(item, Reject):
+                lines += reject_line(item)
+                if item.duplicate_of and not item.repeated and len(examples) < self.n_examples:
+                    examples.append(f"{item.doc_id!r} in {item.path}:{item.line} and {item.duplicate_of}")
+        return Listing(bytes(lines), tuple(examples))

@@ -15,6 +15,7 @@ import torch
 from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import read_unit
 from clara_dist.data.documents import Document
+from clara_dist.data.streams import KeptFile
 from clara_dist.distributed.compress_scan import MetadataCheck, UnitWork
 from clara_dist.errors import ClusterError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
@@ -130,6 +131,7 @@ class ShardCompressor:
         self.device = device
         self.schema = identity.schema(config)
         self._reading = threading.Lock()
+        self._kept = KeptFile()
         self._computing = threading.Lock()
 
     def __call__(self, task: ShardWork) -> FinishedShard:
@@ -202,7 +204,8 @@ class ShardCompressor:
 
     def _read(self, task: ShardWork) -> list[Document]:
         unit = task.work.unit
-        items = read_unit(unit, task.work.duplicates, refuse=MetadataCheck(self.config.metadata_columns))
+        refuse = MetadataCheck(self.config.metadata_columns)
+        items = read_unit(unit, task.work.duplicates, refuse=refuse, kept=self._kept)
         documents = [item for item in items if isinstance(item, Document)]
         if len(documents) != task.n_documents:
             raise DataError(

@@ -11,6 +11,8 @@ import os
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+import pyarrow as pa
+
 from clara_dist.store.storage import is_url, open_storage
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def open_input(path: str) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_remote(folder).open_raw(name), _BUFFER_BYTES))
 
 
-def write(path: str, data: bytes) -> None:
+def write(path: str, data: bytes | pa.Buffer) -> None:
     """Make a file appear, whole; one that is there is replaced."""
     folder, name = split(path)
     open_storage(folder).publish(name, data, exclusive=False)

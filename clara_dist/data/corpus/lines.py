@@ -15,13 +15,16 @@ from clara_dist.data.documents import (
     TEXT_FIELDS,
     BadRow,
     Document,
+    FieldMap,
     Reject,
     checked_text,
     content_id,
     document_from_row,
     excerpt_of,
+    value_at,
 )
-from clara_dist.data.json_lines import iter_lines, open_bytes, parse_object, skip_bom
+from clara_dist.data.json_lines import iter_lines, parse_object, skip_bom
+from clara_dist.data.streams import KeptFile, open_bytes
 from clara_dist.errors import DataError
 
 _CHUNK_BYTES = 4 * 1024**2
@@ -39,27 +42,44 @@ class LineRange:
     digest: str
 
 
-def detect_line_format(path: str, max_line_bytes: int) -> RowFormat:
-    """Tell documents from CLaRa training rows by the first row that is a JSON object, among the first 100.
+@dataclass(frozen=True)
+class LineHead:
+    """What the first rows of a file tell: their format, and the fields that any of them has, as paths with dots."""
+
+    format: RowFormat
+    fields: frozenset[str]
+
+
+def read_head(path: str, fields: FieldMap, max_line_bytes: int) -> LineHead:
+    """Look at the first 100 rows. The first that is a JSON object tells documents from CLaRa training rows.
 
     Raises:
         DataError: The file cannot be read, has no rows, or is one JSON array.
     """
-    heads: list[bytes] = []
+    first_byte, rows = b"", []
     with open_bytes(path) as stream:
         skip_bom(stream)
         for _, line in islice(iter_lines(stream, max_line_bytes=max_line_bytes), _ROWS_TO_DETECT):
+            first_byte = first_byte or (line or b"?").lstrip()[:1]
             try:
-                row = parse_object(line)
+                rows.append(parse_object(line))
             except BadRow:
-                heads.append((line or b"").lstrip()[:1])
-                continue
-            return "clara" if "docs" in row and not any(name in row for name in TEXT_FIELDS) else "jsonl"
-    if not heads:
+                continue  # it becomes a reject when it is read
+    if not first_byte:
         raise DataError(f"{path} is empty: it has no rows")
-    if heads[0] == b"[":
+    if not rows and first_byte == b"[":
         raise DataError(f"{path} is a JSON array", expected="JSON lines: one object per line")
-    return "jsonl"
+    texts = TEXT_FIELDS if fields.text is None else (fields.text,)
+    is_training = bool(rows) and "docs" in rows[0] and all(value_at(rows[0], name) is None for name in texts)
+    return LineHead("clara" if is_training else "jsonl", frozenset(_paths(rows)))
+
+
+def _paths(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        for name, value in row.items():
+            yield name
+            if isinstance(value, dict):
+                yield from (f"{name}.{inner}" for inner in _paths([value]))
 
 
 def plan_lines(path: str, rows_per_unit: int) -> list[LineRange]:
@@ -93,16 +113,15 @@ def plan_lines(path: str, rows_per_unit: int) -> list[LineRange]:
     return ranges
 
 
-def read_lines(unit: CorpusUnit) -> Iterator[tuple[int, Document | Reject]]:
+def read_lines(unit: CorpusUnit, kept: KeptFile | None = None) -> Iterator[tuple[int, Document | Reject]]:
     """Yield (line number, document or reject) of a ``jsonl`` or ``clara`` unit.
 
     Raises:
         DataError: The file cannot be read, or (after the last row) its bytes are not those that were planned.
     """
     digest = hashlib.blake2b(digest_size=16)
-    with open_bytes(unit.path) as stream:
-        # In a gzip file this decompresses all that lies before: for a big corpus use several files or none compressed.
-        stream.seek(unit.start)
+    with open_bytes(unit.path, kept) as stream:
+        stream.seek(unit.start)  # a compressed file is decompressed up to there, from where it stands
         for number, line in iter_lines(
             stream,
             first_line=unit.first_line,
@@ -110,24 +129,30 @@ def read_lines(unit: CorpusUnit) -> Iterator[tuple[int, Document | Reject]]:
             max_line_bytes=unit.max_line_bytes,
             digest=digest,
         ):
-            for item in _items_of_line(line, unit.format):
+            for item in _items_of_line(line, unit):
                 if isinstance(item, Document):
                     yield number, item
                 else:
                     yield number, Reject(unit.path, number, item.reason, item.doc_id, excerpt_of(line or b""))
     if digest.hexdigest() != unit.digest:
-        raise DataError(
-            f"{unit.path} was changed while it was being read",
-            got=f"other bytes from line {unit.first_line} on than when the work was planned",
-            hint="run the command again on a corpus that stays as it is",
-        )
+        raise changed_error(unit)
 
 
-def _items_of_line(line: bytes | None, row_format: RowFormat) -> Iterator[Document | BadRow]:
+def changed_error(unit: CorpusUnit) -> DataError:
+    """The error for a unit whose bytes are not those that were planned."""
+    return DataError(
+        f"{unit.path} was changed while it was being read",
+        got=f"other bytes from {'file' if unit.format == 'text' else 'line'} {unit.first_line} on than when the work "
+        "was planned",
+        hint="run the command again on a corpus that stays as it is",
+    )
+
+
+def _items_of_line(line: bytes | None, unit: CorpusUnit) -> Iterator[Document | BadRow]:
     try:
         row = parse_object(line)
-        if row_format == "jsonl":
-            yield document_from_row(row)
+        if unit.format == "jsonl":
+            yield document_from_row(row, unit.fields)
         else:
             yield from _documents_of_training_row(row)
     except BadRow as bad:

@@ -1,27 +1,28 @@
-"""From what the user names (files, patterns, a BEIR directory) to units of work."""
+"""From the files of a corpus to units of work."""
 
 from __future__ import annotations
 
-import glob
-import itertools
-import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from clara_dist.data.corpus.lines import LineRange, detect_line_format, plan_lines
-from clara_dist.data.corpus.parquet import plan_parquet
+from clara_dist.data.corpus.lines import LineRange, plan_lines, read_head
+from clara_dist.data.corpus.sources import Source, find_sources
+from clara_dist.data.corpus.tables import plan_table, table_fields
+from clara_dist.data.corpus.texts import text_digest
 from clara_dist.data.corpus.units import CorpusFormat, CorpusUnit, RowFormat
-from clara_dist.data.json_lines import DEFAULT_MAX_LINE_BYTES, require_file
+from clara_dist.data.documents import CONTENT_ID, ID_FIELDS, TEXT_FIELDS, USUAL_FIELDS, FieldMap
+from clara_dist.data.json_lines import DEFAULT_MAX_LINE_BYTES
 from clara_dist.errors import DataError
 
-_LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
-_PARQUET_SUFFIXES = (".parquet", ".pq")
+_SHOWN_FIELDS = 30
 
 
 def plan_units(
     corpus: str | Path | Sequence[str | Path],
     *,
     format: CorpusFormat = "auto",
+    fields: FieldMap = USUAL_FIELDS,
     rows_per_unit: int = 2048,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
 ) -> list[CorpusUnit]:
@@ -30,91 +31,102 @@ def plan_units(
     Reads every file once, sequentially and with flat memory, to find the lines and to hash the content.
 
     Args:
-        corpus: Files, glob patterns (sorted), or directories in BEIR's layout; documents keep this order. A file named
-            twice is read once. Paths must mean the same on every machine that reads.
+        corpus: Files, glob patterns (sorted) or directories, on disk or as URLs; ``hf://datasets/ORG/NAME``. Documents
+            keep this order. A file named twice is read once. Paths must mean the same on every machine that reads.
         format: ``auto`` goes by the file's name, and tells documents from CLaRa training rows by the first good row.
+        fields: Where a row has a document's parts.
         rows_per_unit: Rows of one unit of work.
         max_line_bytes: Longer lines are rejected unread. A long text within it is accepted; the tokenizer cuts it.
 
     Raises:
-        DataError: Nothing matches, or a file is missing, empty, unreadable or of no known format.
+        DataError: Nothing matches; a file is missing, empty, unreadable or of no known format; or no row that was
+            looked at has a field that ``fields`` names.
     """
     if rows_per_unit < 1 or max_line_bytes < 1:
         raise DataError("rows_per_unit and max_line_bytes must be positive", got=(rows_per_unit, max_line_bytes))
     names = [corpus] if isinstance(corpus, (str, Path)) else list(corpus)
-    files: dict[str, str] = {}
-    for path in itertools.chain.from_iterable(_files_of(str(name)) for name in names):
-        files.setdefault(os.path.realpath(path), path)
-    if not files:
-        raise DataError("no corpus was named")
+    sources = find_sources([str(name) for name in names], format)
+    heads = [_read_head(source, format, fields, max_line_bytes) for source in sources]
+    _require_fields(sources, heads, fields)
     units: list[CorpusUnit] = []
-    for path in files.values():
-        row_format = _row_format(path, format, max_line_bytes)
-        for part in _parts(path, row_format, rows_per_unit):
+    for source, head in zip(sources, heads, strict=True):
+        for part in _parts(source, head.format, rows_per_unit):
             units.append(
                 CorpusUnit(
                     index=len(units),
-                    path=path,
-                    format=row_format,
+                    path=source.path,
+                    format=head.format,
                     start=part.start,
                     stop=part.stop,
                     first_line=part.first_line,
                     n_rows=part.n_lines,
                     digest=part.digest,
                     max_line_bytes=max_line_bytes,
+                    fields=fields,
+                    names=source.names[part.start : part.stop],
                 )
             )
     return units
 
 
-def _files_of(name: str) -> list[str]:
-    if "://" in name:
-        raise DataError(
-            "a corpus is read from a file system, not from a URL", got=name, hint="copy it, or mount the bucket"
-        )
-    if os.path.exists(name) or not glob.has_magic(name):
-        return [_corpus_file(name)]
-    matches = sorted(glob.glob(name, recursive=True))
-    if not matches:
-        raise DataError(f"no file matches {name}")
-    return [_corpus_file(match) for match in matches]
+@dataclass(frozen=True)
+class _Head:
+    """How a source is read, and the fields that its first rows have; None where the user has no say in them."""
+
+    format: RowFormat
+    fields: frozenset[str] | None
 
 
-def _corpus_file(path: str) -> str:
-    """The file itself, or the one that holds a BEIR directory's documents."""
-    if not os.path.isdir(path):
-        require_file(path)
-        return path
-    for name in ("corpus.jsonl", "corpus.jsonl.gz"):
-        if os.path.isfile(os.path.join(path, name)):
-            return os.path.join(path, name)
-    raise DataError(
-        f"{path} is a directory without BEIR's corpus.jsonl",
-        hint=f"name the files, for example '{os.path.join(path, '*.jsonl')}'",
+def _read_head(source: Source, wanted: CorpusFormat, fields: FieldMap, max_line_bytes: int) -> _Head:
+    if source.kind == "text":
+        return _Head("text", None)
+    if source.kind == "lines":
+        head = read_head(source.path, fields, max_line_bytes)  # also finds that a file is empty
+        row_format = head.format if wanted == "auto" else "clara" if wanted == "clara" else "jsonl"
+        return _Head(row_format, None if row_format == "clara" else head.fields)
+    row_format = "parquet" if source.kind == "parquet" else "arrow"
+    columns = table_fields(source.path, row_format)
+    for named, known in ((fields.doc_id, ID_FIELDS), (fields.text, TEXT_FIELDS)):
+        if named is None and not columns.intersection(known):
+            raise DataError(
+                f"{source.path} has no column {', '.join(known[:-1])} or {known[-1]}",
+                got=f"columns {', '.join(sorted(columns))}",
+                hint="say which column it is: id_field (or none, for ids by content) and text_field",
+            )
+    return _Head(row_format, columns)
+
+
+def _require_fields(sources: Sequence[Source], heads: Sequence[_Head], fields: FieldMap) -> None:
+    """A field that the user named and that is nowhere would make a reject of every row, or silently nothing."""
+    rows = [(source.path, head.fields) for source, head in zip(sources, heads, strict=True) if head.fields]
+    anywhere = frozenset(name for _, found in rows for name in found)
+    for path, found in rows:
+        for name in (fields.doc_id, fields.text):
+            if name is not None and name != CONTENT_ID and name not in found:
+                raise _no_field(name, path, found)
+    for name in (fields.title, *(path for _, path in fields.metadata)):
+        if rows and name is not None and name not in anywhere:
+            raise _no_field(name, "the corpus" if len(rows) > 1 else rows[0][0], anywhere)
+
+
+def _no_field(name: str, where: str, found: frozenset[str]) -> DataError:
+    shown = sorted(found)[:_SHOWN_FIELDS]
+    more = f" and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
+    return DataError(
+        f"the first rows of {where} have no field {name}",
+        got=f"fields {', '.join(shown)}{more}",
+        hint="correct the name; a dot leads into an object, as in page.title",
     )
 
 
-def _row_format(path: str, wanted: CorpusFormat, max_line_bytes: int) -> RowFormat:
-    name = path.lower().removesuffix(".gz")
-    if wanted == "parquet" or (wanted == "auto" and name.endswith(_PARQUET_SUFFIXES)):
-        return "parquet"
-    if wanted == "auto" and not name.endswith(_LINE_SUFFIXES):
-        raise DataError(
-            f"cannot tell the format of {path} by its name",
-            expected=f"{', '.join(_LINE_SUFFIXES)} (or with .gz), {' or '.join(_PARQUET_SUFFIXES)}",
-            hint="rename it, or name the format: jsonl, clara or parquet",
-        )
-    detected = detect_line_format(path, max_line_bytes)  # also where the format is given: an empty file is found here
-    if wanted == "auto":
-        return detected
-    return "clara" if wanted == "clara" else "jsonl"
-
-
-def _parts(path: str, row_format: RowFormat, rows_per_unit: int) -> Iterator[LineRange]:
-    if row_format != "parquet":
-        yield from plan_lines(path, rows_per_unit)
+def _parts(source: Source, row_format: RowFormat, rows_per_unit: int) -> Iterator[LineRange]:
+    if row_format in ("jsonl", "clara"):
+        yield from plan_lines(source.path, rows_per_unit)
         return
-    n_rows, digest = plan_parquet(path)
+    n_rows, digest = len(source.names), ""
+    if row_format != "text":
+        n_rows, digest = plan_table(source.path, row_format)
     for start in range(0, n_rows, rows_per_unit):
         stop = min(start + rows_per_unit, n_rows)
-        yield LineRange(start, stop, start + 1, stop - start, digest)
+        part = digest or text_digest(source.path, source.names[start:stop])
+        yield LineRange(start, stop, start + 1, stop - start, part)

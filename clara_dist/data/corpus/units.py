@@ -5,28 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-CorpusFormat = Literal["auto", "jsonl", "clara", "beir", "parquet"]
-RowFormat = Literal["jsonl", "clara", "parquet"]
+from clara_dist.data.documents import CONTENT_ID, FieldMap
+from clara_dist.store import files
+
+CorpusFormat = Literal["auto", "jsonl", "clara", "beir", "flashrag", "parquet", "huggingface", "text"]
+RowFormat = Literal["jsonl", "clara", "parquet", "arrow", "text"]
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusUnit:
-    """Consecutive rows of one file.
+    """Consecutive rows of one file, or some of many small files.
 
     Attributes:
         index: Position in the corpus; units in this order give the documents in the corpus's order.
-        path: The file.
+        path: The file; of ``text`` the folder.
         format: How a row is read. ``jsonl``: one document; ``clara``: a training row, every entry of ``docs`` is one;
-            ``parquet``: one document.
-        start: First byte, of the decompressed file if it is gzip; in Parquet the first row, from 0.
-        stop: One past the last byte or row.
-        first_line: 1-based line, in Parquet row, of the first row.
+            ``parquet`` and ``arrow`` (Hugging Face datasets): one document; ``text``: a file is one document.
+        start: First byte, of the decompressed file if it is compressed; else the first row or file, from 0.
+        stop: One past the last byte, row or file.
+        first_line: 1-based line, row or file, of the first row.
         n_rows: Rows, blank lines included: an upper bound of the documents, except for ``clara``.
-        digest: Content hash of the bytes; in Parquet of the whole file.
-        max_line_bytes: Longer lines are rejected.
+        digest: Content hash of the bytes; in Parquet and Arrow of the whole file.
+        max_line_bytes: Longer lines, and longer text files, are rejected.
+        fields: Where a row has a document's parts.
+        names: Of ``text``: the files, below ``path``.
     """
 
     index: int
@@ -38,15 +43,26 @@ class CorpusUnit:
     n_rows: int
     digest: str
     max_line_bytes: int
+    fields: FieldMap
+    names: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return f"{self.path}, {self.n_rows} rows from {self.first_line} on"
+    @property
+    def has_content_ids(self) -> bool:
+        """Whether a doc_id is the hash of the text, so that a repeated one is a repeated text."""
+        return self.format == "clara" or (self.format != "text" and self.fields.doc_id == CONTENT_ID)
+
+    def place(self, number: int) -> tuple[str, int]:
+        """File and line of the unit's row ``number``, which counts on from ``first_line``."""
+        if self.format == "text":
+            return files.join(self.path, self.names[number - self.first_line]), 1
+        return self.path, number
 
     @property
     def identity(self) -> str:
         """Hash of all that decides which documents the unit gives; where the file lies does not."""
-        fields = [self.index, self.format, self.start, self.stop, self.first_line, self.digest, self.max_line_bytes]
-        return hashlib.blake2b(json.dumps(fields).encode(), digest_size=16).hexdigest()
+        deciding = asdict(self)
+        del deciding["path"], deciding["n_rows"]
+        return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def corpus_fingerprint(units: Sequence[CorpusUnit]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from clara_dist.data.documents import BadRow
-from clara_dist.data.json_lines import iter_lines, iter_objects, open_bytes, parse_object
+from clara_dist.data.json_lines import iter_lines, iter_objects, parse_object
+from clara_dist.data.streams import open_bytes
 from clara_dist.errors import DataError
 
 

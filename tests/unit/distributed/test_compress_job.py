@@ -210,7 +210,7 @@ def test_metadata_that_does_not_fit_its_column_is_a_reject(config: CompressConfi
     listed = [json.loads(line) for line in Path(years.rejects_path).read_text(encoding="utf-8").splitlines()]
     assert [(reject["line"], reject["reason"]) for reject in listed] == [
         *((line, "metadata 'year' is no int64") for line in (1, 3, 4, 5)),
-        (7, "duplicate doc_id (the first one is kept)"),
+        (7, f"duplicate doc_id ({corpus}:2 is kept)"),
     ]
     store = MemoryStore.open(years.store)
     assert store.doc_ids(np.arange(len(store))) == ["m1", "m5", "m9"]

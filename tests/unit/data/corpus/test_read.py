@@ -120,7 +120,7 @@ def test_training_rows_give_every_text_as_a_document(tmp_path: Path) -> None:
     ]
     last = list(read_unit(units[0], duplicates=[3]))[5]
     assert last == Reject(
-        str(path), 2, "the same text stands earlier in the corpus", content_id("one"), "one", repeated=True
+        str(path), 2, "repeated text (another is kept)", content_id("one"), "one", repeated=True, duplicate_of="another"
     )
 
 
@@ -128,10 +128,10 @@ def test_duplicates_count_documents_not_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text('{"id": "a", "text": "1"}\n{}\n\n{"id": "a", "text": "2"}\n{"id": "b", "text": "3"}\n')
     (unit,) = plan_units(path)
-    assert list(read_unit(unit, duplicates=[1])) == [
+    assert list(read_unit(unit, duplicates=[1], winners=["c.jsonl:1"])) == [
         Document("a", "", "1"),
         Reject(str(path), 2, "missing doc_id (no field doc_id, id or _id)", None, "{}"),
-        Reject(str(path), 4, "duplicate doc_id (the first one is kept)", "a", "2"),
+        Reject(str(path), 4, "duplicate doc_id (c.jsonl:1 is kept)", "a", "2", duplicate_of="c.jsonl:1"),
         Document("b", "", "3"),
     ]
 

@@ -74,19 +74,21 @@ def test_bad_rows_are_rejected_with_their_row_number(tmp_path: Path) -> None:
     ]
 
 
-def test_metadata_that_json_cannot_hold_is_rejected(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.parquet", {"id": ["a"], "text": ["t"], "metadata": [{"day": datetime.date(2020, 1, 2)}]})
+def test_dates_become_text_and_metadata_that_json_cannot_hold_is_rejected(tmp_path: Path) -> None:
+    values = [{"day": datetime.date(2020, 1, 2), "raw": None}, {"day": None, "raw": b"x"}]
+    path = write(tmp_path / "c.parquet", {"id": ["b", "a"], "text": ["t", "t"], "metadata": values})
     (unit,) = plan_units(path)
-    (reject,) = read_unit(unit)
+    good, reject = read_unit(unit)
+    assert good == Document("b", "", "t", {"day": "2020-01-02", "raw": None})
     assert isinstance(reject, Reject)
     assert reject.doc_id == "a"
-    assert reject.reason == "metadata cannot be written as JSON: Object of type date is not JSON serializable"
+    assert reject.reason == "metadata cannot be written as JSON: Object of type bytes is not JSON serializable"
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"id": ["a"], "body": ["t"]}, r"has no column text or contents\n  got: columns id, body"),
+        ({"id": ["a"], "body": ["t"]}, r"has no column text or contents\n  got: columns body, id"),
         ({"text": ["t"]}, "has no column doc_id, id or _id"),
         ({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}, "is empty: it has no rows"),
     ],
