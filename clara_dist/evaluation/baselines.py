@@ -43,8 +43,8 @@ class Bm25Ranker:
         candidates = [unbiased_candidates(question) for question in questions]
         rows = known_rows(self._corpus, candidates)
         return [
-            tuple(doc_ids[i] for i in _best(self._scores(words)[rows_N], depth))
-            for doc_ids, rows_N, words in zip(candidates, rows, self._question_words(questions), strict=True)
+            tuple(self._doc_ids[row] for row in rows_N[_best(self._scores(words)[rows_N], depth)])
+            for rows_N, words in zip(rows, self._question_words(questions), strict=True)
         ]
 
     def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]:

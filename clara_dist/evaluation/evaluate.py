@@ -55,6 +55,11 @@ def evaluate(
     Every method's documents are read by the same generator, so that rows differ by retrieval alone. Two rows frame
     them: the oracle reads the right documents (all of a question's positives), and ``closed book`` reads none.
 
+    Where the store holds long documents as passages, methods rank passages and the generator reads ``top_k`` of them.
+    Questions name documents: Recall@k is the share of a question's positive documents of which some passage is among
+    the first k passages, and the oracle reads of each positive the first passage that holds a right answer word for
+    word (the first one if none does).
+
     Args:
         questions: With positives; candidates in all or in none.
         corpus: The memory store.
@@ -77,15 +82,17 @@ def evaluate(
         (name, scope): _rank(ranker, scope, questions, depth) for name, ranker in rankers.items() for scope in scopes
     }
     read = {key: [doc_ids[:top_k] for doc_ids in ranking] for key, ranking in ranked.items()}
+    oracle = [_right_passages(question, corpus) for question in questions]
     for scope in scopes:
-        read[ORACLE, scope] = positives
+        read[ORACLE, scope] = oracle
         read[CLOSED_BOOK, scope] = [()] * len(questions)
     answers = _answers(questions, corpus, generator, read.values(), max_tokens, batch_size)
 
+    found = {key: _positives_found(questions, corpus, ranking) for key, ranking in ranked.items()}
     records = {key: _records(questions, *key, doc_ids_B, answers) for key, doc_ids_B in read.items()}
     scores = {
         key: ScopeScores(
-            recall={k: fmean(recall_at_k(ranked[key], positives, k)) for k in recall_at} if key in ranked else None,
+            recall={k: fmean(recall_at_k(found[key], positives, k)) for k in recall_at} if key in ranked else None,
             answers=mean_scores([record.scores for record in of_key]),
         )
         for key, of_key in records.items()
@@ -93,7 +100,8 @@ def evaluate(
     n_candidates = [len(question.candidates) for question in questions]
     return EvaluationReport(
         n_questions=len(questions),
-        n_documents=corpus.n_documents,
+        n_documents=corpus.n_parents,
+        n_passages=corpus.n_documents,
         n_candidates=(min(n_candidates), max(n_candidates)) if "candidates" in scopes else None,
         top_k=top_k,
         recall_at=tuple(recall_at),
@@ -124,6 +132,30 @@ def _scopes(questions: Sequence[EvalQuestion], top_k: int) -> list[Scope]:
 def _rank(ranker: Ranker, scope: Scope, questions: Sequence[EvalQuestion], depth: int) -> list[DocIds]:
     rank = ranker.in_corpus if scope == "corpus" else ranker.among_candidates
     return rank(questions, depth)
+
+
+def _right_passages(question: EvalQuestion, corpus: Corpus) -> DocIds:
+    """Of each positive the row that holds an answer, or the first."""
+    chosen = []
+    for rows in corpus.rows_of_documents(question.positives):
+        passages = corpus.documents(rows)
+        holding = (p for p in passages if score_answer(p.text, question.answers).cover_match)
+        chosen.append(next(holding, passages[0]).doc_id)
+    return tuple(chosen)
+
+
+def _positives_found(questions: Sequence[EvalQuestion], corpus: Corpus, ranking: Sequence[DocIds]) -> list[DocIds]:
+    """Rankings that name the positives as the questions do, whichever of their rows were found."""
+    named = []
+    for question, doc_ids in zip(questions, ranking, strict=True):
+        rows_of_each = corpus.rows_of_documents(question.positives)
+        positive_of = {
+            row_id: positive
+            for positive, rows in zip(question.positives, rows_of_each, strict=True)
+            for row_id in corpus.doc_ids(rows)
+        }
+        named.append(tuple(positive_of.get(doc_id, doc_id) for doc_id in doc_ids))
+    return named
 
 
 def _answers(

@@ -1,9 +1,13 @@
-"""Ways to rank documents for a question. All of them speak in doc_ids, so no metric depends on a model or a store."""
+"""Ways to rank the rows of a store for a question: documents, or passages where long ones were split.
+
+All of them speak in the rows' doc_ids, so no metric depends on a model or a store.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,8 +34,12 @@ class Corpus(Protocol):
 
     @property
     def n_documents(self) -> int: ...
-    def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
-        """int64 rows, -1 where absent."""
+    @property
+    def n_parents(self) -> int:
+        """Documents before long ones were split into several rows."""
+
+    def rows_of_documents(self, doc_ids: Sequence[str]) -> Sequence[np.ndarray]:
+        """int64, all rows of each document, none where it is absent; a row's own id gives that row."""
 
     def doc_ids(self, rows: np.ndarray) -> Sequence[str]: ...
     def documents(self, rows: np.ndarray) -> Sequence[CorpusDocument]: ...
@@ -52,7 +60,7 @@ class QueryEncoder(Protocol):
 
 
 class Ranker(Protocol):
-    """A retrieval method: at most ``depth`` doc_ids a question, best first."""
+    """A retrieval method: the doc_ids of at most ``depth`` rows a question, best first."""
 
     def among_candidates(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]: ...
     def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]: ...
@@ -76,11 +84,11 @@ class LatentRanker:
         query_BX = torch.from_numpy(self._reasoner.query([q.question for q in questions]))
         candidates = [unbiased_candidates(question) for question in questions]
         rankings = []
-        for query_X, doc_ids, rows in zip(query_BX, candidates, known_rows(self._corpus, candidates), strict=True):
+        for query_X, rows in zip(query_BX, known_rows(self._corpus, candidates), strict=True):
             memory_NMD = torch.from_numpy(self._corpus.take_memory(rows))
             scores_1N = cosine_scores(query_X[None], memory_NMD[None])
-            best = top_k(scores_1N, min(depth, len(doc_ids)))[0].tolist()
-            rankings.append(tuple(doc_ids[i] for i in best))
+            best = top_k(scores_1N, min(depth, len(rows)))[0].tolist()
+            rankings.append(tuple(self._corpus.doc_ids(rows[best])))
         return rankings
 
     def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]:
@@ -101,19 +109,20 @@ def unbiased_candidates(question: EvalQuestion) -> list[str]:
 
 
 def known_rows(corpus: Corpus, doc_ids: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """Store rows of lists of doc_ids.
+    """Store rows of lists of doc_ids: of a document that was split, those of all its passages.
 
     Raises:
         DataError: The store lacks one of them.
     """
     flat = [doc_id for row in doc_ids for doc_id in row]
-    rows = np.asarray(corpus.rows_of(flat), dtype=np.int64)
-    missing = np.flatnonzero(rows < 0)
-    if len(missing):
+    found = corpus.rows_of_documents(flat)
+    missing = [doc_id for doc_id, rows in zip(flat, found, strict=True) if not len(rows)]
+    if missing:
         raise DataError(
             "the store lacks documents that the questions name",
-            got=f"{len(missing)} missing, the first is {flat[missing[0]]!r}",
+            got=f"{len(missing)} missing, the first is {missing[0]!r}",
             expected=f"all {len(flat)} of them among the store's {corpus.n_documents} documents",
             hint="evaluate on the store of the corpus that the questions were written for",
         )
-    return np.split(rows, np.cumsum([len(row) for row in doc_ids])[:-1])
+    each = iter(found)
+    return [np.concatenate([np.empty(0, np.int64), *islice(each, len(row))]) for row in doc_ids]

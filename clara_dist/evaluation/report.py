@@ -18,7 +18,8 @@ class ScopeScores:
     """One method's figures over one set of documents.
 
     Attributes:
-        recall: k -> mean share of a question's positives among the first k; None for a method that does not retrieve.
+        recall: k -> mean share of a question's positives that are found, wholly or as a passage, among the first k
+            rows; None for a method that does not retrieve.
         answers: Means over all questions.
     """
 
@@ -56,8 +57,9 @@ class EvaluationReport:
     Attributes:
         n_questions: Questions asked.
         n_documents: Documents in the corpus.
+        n_passages: Rows that they are in the store: more, where long ones were split.
         n_candidates: Candidates a question, (fewest, most); None where the questions name none.
-        top_k: Documents that the generator read.
+        top_k: Documents (passages, where there are any) that the generator read.
         recall_at: The k of the Recall@k columns.
         max_tokens: Longest answer.
         methods: In the table's order.
@@ -66,6 +68,7 @@ class EvaluationReport:
 
     n_questions: int
     n_documents: int
+    n_passages: int
     n_candidates: tuple[int, int] | None
     top_k: int
     recall_at: tuple[int, ...]
@@ -93,7 +96,9 @@ class EvaluationReport:
 
     def table(self) -> str:
         """The table as plain text: Recall@k and exact match, over the given candidates and over the whole corpus."""
-        scopes: list[tuple[str, Scope]] = [(f"all {self.n_documents:,} documents", "corpus")]
+        is_split = self.n_passages > self.n_documents
+        passages = f" ({self.n_passages:,} passages)" if is_split else ""
+        scopes: list[tuple[str, Scope]] = [(f"all {self.n_documents:,} documents{passages}", "corpus")]
         if self.n_candidates is not None:
             fewest, most = self.n_candidates
             given = f"{most}" if fewest == most else f"{fewest}-{most}"
@@ -109,7 +114,8 @@ class EvaluationReport:
         for row in self.methods:
             groups = ("".join(cell.rjust(7) for cell in self._cells(getattr(row, scope))) for _, scope in scopes)
             lines.append(row.method.ljust(name_width) + "".join(group.rjust(group_width) for group in groups))
-        read = "the best document" if self.top_k == 1 else f"the best {self.top_k} documents"
+        unit = "passage" if is_split else "document"
+        read = f"the best {unit}" if self.top_k == 1 else f"the best {self.top_k} {unit}s"
         error = 0.5 / self.n_questions**0.5
         lines.append(f"{self.n_questions:,} questions; answers read {read}; sampling error at most {error:.3f}")
         return "\n".join(lines)

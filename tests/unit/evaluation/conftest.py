@@ -43,14 +43,22 @@ class FakeStore:
     def n_documents(self) -> int:
         return len(self.ids)
 
-    def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
-        return np.array([self.ids.index(i) if i in self.ids else -1 for i in doc_ids], dtype=np.int64)
+    @property
+    def n_parents(self) -> int:
+        return len({doc_id.partition("#")[0] for doc_id in self.ids})
+
+    def rows_of_documents(self, doc_ids: Sequence[str]) -> list[np.ndarray]:
+        """``a`` is all of ``a#1``, ``a#2``, ..."""
+        return [
+            np.array([row for row, own in enumerate(self.ids) if doc_id in (own, own.partition("#")[0])], np.int64)
+            for doc_id in doc_ids
+        ]
 
     def doc_ids(self, rows: np.ndarray) -> list[str]:
         return [self.ids[row] for row in rows.tolist()]
 
     def documents(self, rows: np.ndarray) -> list[FakeDocument]:
-        return [FakeDocument(self.ids[row], self.ids[row].title(), TEXTS[self.ids[row]]) for row in rows.tolist()]
+        return [FakeDocument(self.ids[row], self.ids[row].title(), TEXTS[list(TEXTS)[row]]) for row in rows.tolist()]
 
     def take_memory(self, rows: np.ndarray) -> np.ndarray:
         return np.eye(6, dtype=np.float16)[rows].reshape(*rows.shape, 2, 3)
