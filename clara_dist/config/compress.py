@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clara_dist.config.base import Config
-from clara_dist.config.model import Dtype
+from clara_dist.config.model import Attention, Dtype, Quantization
 from clara_dist.config.workers import WorkerRange
 from clara_dist.errors import ConfigError
 
@@ -45,8 +45,8 @@ class CompressConfig(Config):
         metadata_fields: Further metadata, each a name and where a row has it; also written ``a,b=c.d``.
         model: Model directory. ``base_model`` overrides where its base LLM is.
         store: Where the store goes: a directory that every worker sees, or a URL.
-        metadata_columns: Metadata that becomes typed columns, for filters; also written ``year:int64``. One that is in neither the row's
-            metadata nor ``metadata_fields`` is looked for at the top of the row.
+        metadata_columns: Metadata that becomes typed columns, for filters; also written ``year:int64``. One that is in
+            neither the row's metadata nor ``metadata_fields`` is looked for at the top of the row.
         on_duplicate: What a doc_id that stands twice means: an ``error`` before anything is compressed, or that the
             ``first`` or ``last`` row in the order of the corpus is kept. The others are rejects, and count as such. A
             repeated text, where texts name the documents, is no duplicate and never a reject: it is kept once.
@@ -56,10 +56,12 @@ class CompressConfig(Config):
         gpus_per_worker: GPUs of an actor that computes on one; 0.5 puts two actors on each.
         device: ``auto`` takes GPUs if the cluster has any.
         dtype: The base LLM's type in memory; memories are stored as float16 in any case.
+        attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
+        quantization: Keep the base LLM in 8 or 4 bits (bitsandbytes, on a GPU); only a model loaded so reads the store.
         max_batch_tokens: Tokens of one forward pass, padding included.
         long_documents: What becomes of documents longer than the model's ``doc_max_tokens``: ``split`` makes passages
-            of them, rows ``DOC_ID#1``, ``DOC_ID#2``, ... with the document's id as ``parent_id``; ``truncate`` drops their
-            ends, and marks the rows.
+            of them, rows ``DOC_ID#1``, ``DOC_ID#2``, ... with the document's id as ``parent_id``; ``truncate`` drops
+            their ends, and marks the rows.
         passage_overlap_tokens: Tokens that a passage shares with the one before; None: 32, or a quarter of
             ``doc_max_tokens`` if that is less.
         shard_size_bytes: About the size of a shard, which is what one task reads, compresses and writes.
@@ -91,6 +93,8 @@ class CompressConfig(Config):
     gpus_per_worker: float = Field(1, gt=0, le=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "float32"
+    attn_implementation: Attention | None = None
+    quantization: Quantization | None = None
     max_batch_tokens: int = Field(16_384, ge=1)
     long_documents: Literal["split", "truncate"] = "split"
     passage_overlap_tokens: int | None = Field(None, ge=0)

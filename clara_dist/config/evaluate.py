@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from clara_dist.config.base import Config
-from clara_dist.config.model import Dtype
+from clara_dist.config.model import Attention, Dtype, Quantization
 
 
 class EvaluateConfig(Config):
@@ -22,6 +22,8 @@ class EvaluateConfig(Config):
         recall_at: The k of the Recall@k columns.
         max_tokens: Longest answer.
         device: ``auto`` takes a GPU if the cluster has one.
+        attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
+        quantization: Keep the base LLM in 8 or 4 bits (bitsandbytes, on a GPU); as the store was compressed.
         threads: torch threads on a CPU.
         output: Directory for ``report.json``, ``answers.jsonl`` and ``table.txt``; None writes nothing.
     """
@@ -36,5 +38,7 @@ class EvaluateConfig(Config):
     max_tokens: int = Field(32, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "float32"
+    attn_implementation: Attention | None = None
+    quantization: Quantization | None = None
     threads: int = Field(1, ge=1)
     output: str | None = None

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from clara_dist.config.base import Config
-from clara_dist.config.model import Dtype
+from clara_dist.config.model import Attention, Dtype, Quantization
 
 
 class LimitsConfig(Config):
@@ -50,6 +50,8 @@ class ServeConfig(Config):
         batch_size: Most questions that are reasoned, retrieved and generated together.
         batch_wait_s: How long the first question of a batch waits for others.
         device: ``auto`` is a GPU where the cluster has one.
+        attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
+        quantization: Keep the base LLM in 8 or 4 bits (bitsandbytes, on a GPU); as the store was compressed.
         threads: torch threads of each engine and retriever replica on a CPU.
         engine_cpus: Ray CPUs of an engine replica. With the defaults all deployments fit on one CPU; on a cluster with
             CPU engines set it to ``threads``.
@@ -71,6 +73,8 @@ class ServeConfig(Config):
     batch_wait_s: float = Field(0.01, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "float32"
+    attn_implementation: Attention | None = None
+    quantization: Quantization | None = None
     threads: int = Field(1, ge=1)
     engine_replicas: int = Field(1, ge=1)
     engine_cpus: float = Field(0.5, gt=0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from clara_dist.config.base import Config
-from clara_dist.config.model import ClaraConfig, Dtype
+from clara_dist.config.model import Attention, ClaraConfig, Dtype
 
 StageName = Literal["base", "compression", "instruct", "joint"]
 EstimatorName = Literal["sequential", "leave_own_out"]
@@ -27,11 +27,15 @@ class OptimizerConfig(Config):
 
 
 class EngineConfig(Config):
-    """What runs the step. ``deepspeed_json`` is merged over the DeepSpeed configuration that is made from the rest."""
+    """What runs the step. ``deepspeed_json`` is merged over the DeepSpeed configuration that is made from the rest.
+
+    ``attn_implementation`` None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
+    """
 
     kind: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 0
     dtype: Dtype = "float32"
+    attn_implementation: Attention | None = None
     gradient_checkpointing: bool = False
     deepspeed_json: dict[str, Any] = Field(default_factory=dict)
 

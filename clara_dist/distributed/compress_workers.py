@@ -21,6 +21,7 @@ from clara_dist.errors import ClusterError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.passages import Passage, PassageSplitter
 from clara_dist.model.clara import ClaraModel
+from clara_dist.model.identity import quantization_identity
 from clara_dist.model.tokens import EncodedText
 from clara_dist.store.draft import ShardDraft
 from clara_dist.store.fingerprint import Fingerprint
@@ -104,13 +105,22 @@ def shard_name(fingerprint: Fingerprint, config: CompressConfig, work: UnitWork)
 
 def load_model(config: CompressConfig, device: str) -> ClaraModel:
     """The job's model."""
-    return ClaraModel.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
+    return ClaraModel.from_pretrained(
+        config.model,
+        base_model=config.base_model,
+        dtype=config.dtype,
+        device=device,
+        attn_implementation=config.attn_implementation,
+        quantization=config.quantization,
+    )
 
 
 def identify_model(config: CompressConfig) -> ModelIdentity:
     """Load the model on a CPU and say what it is. A worker does this: the driver's node may be too small for it."""
-    clara = load_model(config, "cpu")
-    return ModelIdentity(Fingerprint(clara.fingerprint_fields()), clara.n_memory_tokens, clara.hidden_size)
+    # What only a GPU can load is left out; of that, quantisation alone is part of what the model is.
+    clara = load_model(config.model_copy(update={"attn_implementation": None, "quantization": None}), "cpu")
+    fields = clara.fingerprint_fields() | quantization_identity(config.quantization)
+    return ModelIdentity(Fingerprint(fields), clara.n_memory_tokens, clara.hidden_size)
 
 
 class ShardCompressor:

@@ -87,7 +87,14 @@ def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationRep
     torch.set_num_threads(config.threads)
     questions = read_questions(config.questions)
     store = MemoryStore.open(config.store, config.store_version)
-    clara = ClaraModel.from_pretrained(config.model, base_model=config.base_model, dtype=config.dtype, device=device)
+    clara = ClaraModel.from_pretrained(
+        config.model,
+        base_model=config.base_model,
+        dtype=config.dtype,
+        device=device,
+        attn_implementation=config.attn_implementation,
+        quantization=config.quantization,
+    )
     store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), f"the model {config.model}")
     texts = [question.question for question in questions]
     reasoner = Reasoner(clara)

@@ -34,7 +34,12 @@ class ServedModel:
 
     def __init__(self, config: ServeConfig, device: str) -> None:
         clara = ClaraModel.from_pretrained(
-            config.model, base_model=config.base_model, dtype=config.dtype, device=device
+            config.model,
+            base_model=config.base_model,
+            dtype=config.dtype,
+            device=device,
+            attn_implementation=config.attn_implementation,
+            quantization=config.quantization,
         )
         self.fingerprint = Fingerprint(clara.fingerprint_fields())
         digest = hashlib.sha256(self.fingerprint.digest.encode())

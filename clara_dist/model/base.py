@@ -53,7 +53,7 @@ def load_base(
     quantised: dict[str, Any] = {}
     if quantization is not None:
         # Quantised layers are made where they stay: moving them later would move packed bytes behind PEFT's back.
-        config = _bitsandbytes_config(quantization, DTYPES[dtype])
+        config = _bitsandbytes_config(quantization, DTYPES[dtype], device)
         quantised = {"quantization_config": config, "device_map": {"": device}}
     try:
         config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
@@ -109,12 +109,18 @@ def _flash_is_supported(config: PretrainedConfig) -> bool:
     return bool(getattr(model_class, "_supports_flash_attn", False))
 
 
-def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             f"a {quantization} base needs the package bitsandbytes",
             hint="pip install 'clara-dist[quantized]', on a machine with a CUDA GPU",
         )
+    # 8 bits run on a CPU, slowly. A model in 4 bits gave other numbers there from one forward pass to the next
+    # (bitsandbytes 0.50.2, transformers 5.23).
+    if device.type != "cuda" and (quantization == "4bit" or device.type != "cpu"):
+        raise ModelError(f"a {quantization} base needs a CUDA GPU", got=f"device {device}", hint="pass device='cuda'")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("there is no CUDA GPU for the quantised base", hint="8bit also runs with device='cpu'")
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

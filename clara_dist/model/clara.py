@@ -21,7 +21,7 @@ from clara_dist.core.losses import token_nll
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
 from clara_dist.model.batch import PackedTexts, PromptBatch, TextBatch
-from clara_dist.model.identity import base_identity, hash_tensors
+from clara_dist.model.identity import base_identity, hash_tensors, quantization_identity
 from clara_dist.model.roles import RoleSwitch, add_roles
 from clara_dist.model.tokens import ClaraTokenizer
 
@@ -136,8 +136,8 @@ class ClaraModel(nn.Module):
             dtype: What the base LLM computes in.
             device: Where it runs.
             attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
-            quantization: Keep the base LLM's linear layers in 8 or 4 bits (bitsandbytes). Roles are then never merged
-                into it, and memories differ from the unquantised model's: stores do not mix.
+            quantization: Keep the base LLM's linear layers in 8 or 4 bits (bitsandbytes, on a CUDA GPU). Roles are then
+                never merged into it, and memories differ from the unquantised model's: stores do not mix.
 
         Raises:
             ModelError: A file is missing or damaged, a tensor is missing, unexpected or of another shape, a newer
@@ -229,9 +229,7 @@ class ClaraModel(nn.Module):
 
     @cached_property
     def _base_fields(self) -> dict[str, str]:
-        # A field of its own, and only where there is something to say: stores that were written before stay valid.
-        quantised = {} if self.quantization is None else {"quantization": self.quantization}
-        return quantised | {
+        return quantization_identity(self.quantization) | {
             "base": base_identity(self.config.base_model, self.config.base_revision),
             "tokenizer": self.tokenizer.fingerprint(),
             "document_template": self.config.document_template,

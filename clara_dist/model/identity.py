@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from clara_dist.config.model import Quantization
 from clara_dist.errors import ModelError
 
 _CHUNK_BYTES = 1 << 22
@@ -42,6 +43,11 @@ def base_identity(base: str, commit: str | None) -> str:
         stat = file.stat()
         digest.update(f"{file.name}|{_hash_file(str(file), stat.st_size, stat.st_mtime_ns)}|".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def quantization_identity(quantization: Quantization | None) -> dict[str, str]:
+    """Fingerprint fields of a quantised base, which gives other memories; a whole base has none, as it always had."""
+    return {} if quantization is None else {"quantization": quantization}
 
 
 @lru_cache(maxsize=256)

@@ -116,10 +116,13 @@ def _new_base(base_dir: Path, seed: int, dtype: Dtype) -> PreTrainedModel:
 def _clara_stage(
     stage: StageConfig, source: str | ClaraConfig, engine: EngineConfig, device: torch.device
 ) -> BuiltStage:
+    attention = engine.attn_implementation
     if isinstance(source, str):
-        clara = ClaraModel.from_pretrained(source, dtype=engine.dtype, device=device)
+        clara = ClaraModel.from_pretrained(source, dtype=engine.dtype, device=device, attn_implementation=attention)
     else:
-        clara = ClaraModel.from_base(source, dtype=engine.dtype, device=device, seed=stage.seed)
+        clara = ClaraModel.from_base(
+            source, dtype=engine.dtype, device=device, attn_implementation=attention, seed=stage.seed
+        )
     identity = clara.fingerprint_fields()
     settings: dict[str, Any] = {"model": identity | {"lora": clara.config.lora.model_dump(mode="json")}}
     if stage.stage == "joint":

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 from clara_dist.model.clara import ClaraModel
+
+collect_ignore = [] if find_spec("bitsandbytes") else ["test_quantized.py"]
 
 
 @pytest.fixture
