@@ -25,8 +25,9 @@ INTERNAL = {
     "training": {"model", "data", "retrieval", "core"},
     "inference": {"model", "retrieval", "store", "core"},
     "evaluation": {"inference", "retrieval", "data", "core"},
+    "planning": {"data"},
 }
-ANYTHING = {"distributed", "cli"}
+ANYTHING = {"distributed", "cli", "bench"}
 # layer -> the only packages outside the standard library; a layer that is not named may use any but ray
 EXTERNAL = {
     "errors": set(),

@@ -1,0 +1,36 @@
+"""The naive path: what the published code does to compress, as the baseline of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clara_dist.model.clara import ClaraModel
+
+BATCH_SIZE = 8
+
+
+@torch.inference_mode()
+def compress_naively(clara: ClaraModel, texts: Sequence[str]) -> Tensor:
+    """Memories ``[S, M, D]`` in fp32, at full cost.
+
+    Batches of 8 in the order of the corpus, each padded on the left to the longest text that there could be, the LM
+    head over every position, all hidden states kept, LoRA beside the weights.
+    """
+    length = clara.config.doc_max_tokens + 3 + clara.n_memory_tokens
+    memories = []
+    for start in range(0, len(texts), BATCH_SIZE):
+        rows = [text.ids for text in clara.tokenizer.encode_texts(texts[start : start + BATCH_SIZE])]
+        ids_BL = torch.tensor([[clara.tokenizer.pad_id] * (length - len(row)) + row for row in rows])
+        mask_BL = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+        with clara.role("compressor"):
+            out = clara.base(
+                inputs_embeds=clara.embed(ids_BL.to(clara.device)),
+                attention_mask=mask_BL.to(clara.device),
+                output_hidden_states=True,
+                use_cache=False,
+            )
+        memories.append(out.hidden_states[-1][:, -clara.n_memory_tokens :].float().cpu())
+    return torch.cat(memories)

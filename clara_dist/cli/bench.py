@@ -1,0 +1,45 @@
+"""Measurements that users can repeat on their own machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clara_dist.cli.base import app
+
+bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("compress")
+def bench_compress(
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-compress.json"),
+    shape: Annotated[str, typer.Option(help="Random model: small (D 256, 4 layers, V 32,000), tiny or 7b.")] = "small",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    documents: Annotated[int, typer.Option(min=64, help="Of the corpus that is made up for it.")] = 4096,
+    workers: Annotated[list[int] | None, typer.Option(help="Workers of the job; repeat it to see it scale.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Of the loops without Ray; their median counts.")] = 3,
+    naive: Annotated[bool, typer.Option(help="Also measure the naive path.")] = True,
+) -> None:
+    """Documents/s: the naive path, a bare loop of forward passes, and the whole job on a local Ray.
+
+    \b
+    Examples:
+      clara-dist bench compress
+      clara-dist bench compress --workers 1 --workers 2 --no-naive
+      clara-dist bench compress --device cuda --shape 7b
+    """
+    from clara_dist.bench.compress import BenchSettings, run_bench
+
+    settings = BenchSettings(
+        shape=shape,
+        device=device,
+        n_documents=documents,
+        workers=tuple(workers or [1]),
+        repeats=repeats,
+        naive=naive,
+    )
+    print(run_bench(settings, output))
+    print(f"figures: {output}")
