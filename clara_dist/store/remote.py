@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from obstore import GetOptions
 
 # A shard of some hundred MB goes out in one request over a slow line; a dead line is found by the missing answer.
-_CLIENT = {"timeout": timedelta(minutes=15), "read_timeout": timedelta(minutes=3)}
+# HTTP is for endpoints that say so; that of the service itself never does.
+_CLIENT = {"timeout": timedelta(minutes=15), "read_timeout": timedelta(minutes=3), "allow_http": True}
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}
 _TAIL_BYTES = 64 << 10
 _ATTEMPTS = 5
@@ -114,17 +115,15 @@ class RemoteStorage:
             StoreError: The URL or the environment's settings make no sense, or the URL carries credentials.
         """
         parsed = RemoteUrl.parse(url)
-        client: dict[str, Any] = dict(_CLIENT)
         config: dict[str, Any] = {}
         if parsed.endpoint is not None:
             config["endpoint" if parsed.scheme == "s3" else "base_url"] = parsed.endpoint
-            client["allow_http"] = parsed.endpoint.startswith("http://")
         if "region" in parsed.options:
             config["region"] = parsed.options["region"]
         make: Any = S3Store if parsed.scheme == "s3" else GCSStore
         try:
             store = make(
-                parsed.bucket, prefix=parsed.path or None, config=config, client_options=client, retry_config=_RETRY
+                parsed.bucket, prefix=parsed.path or None, config=config, client_options=_CLIENT, retry_config=_RETRY
             )
         except (BaseError, ValueError) as error:
             raise StoreError(

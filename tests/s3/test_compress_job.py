@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from clara_dist.cli import app
 from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import plan_units
-from clara_dist.distributed.actor_pool import map_serially
-from clara_dist.distributed.compress_job import run
+from clara_dist.distributed.actor_pool import Mapper, map_serially
+from clara_dist.distributed.compress_job import CompressReport, run
 from clara_dist.distributed.compress_workers import identify_model
 from clara_dist.distributed.visibility import missing_paths
+from clara_dist.errors import StoreError
 from clara_dist.inference.answering import LocalPipeline
 from clara_dist.model.clara import ClaraModel
 from clara_dist.retrieval.opening import open_bank
@@ -40,7 +43,7 @@ print(compress(CompressConfig.model_validate_json(sys.argv[1]), address="local",
 def corpus(folder: Path) -> str:
     """200 good documents and a bad row."""
     lines = [
-        json.dumps({"doc_id": f"d{i:03}", "text": " ".join(WORDS[i * j % 11] for j in range(1, i % 9 + 2))})
+        json.dumps({"doc_id": f"d{i:03}", "text": " ".join(WORDS[i * j % 11] for j in range(1, i % 5 + 2))})
         for i in range(200)
     ]
     path = folder / "corpus.jsonl"
@@ -48,17 +51,66 @@ def corpus(folder: Path) -> str:
     return str(path)
 
 
-def test_a_job_whose_service_fails_equals_one_that_is_left_in_peace(
-    s3_url: Url, proxy: FaultProxy, tiny_clara_dir: Path, tmp_path: Path
-) -> None:
-    quiet = CompressConfig(
-        corpus=(corpus(tmp_path),),
-        model=str(tiny_clara_dir),
-        store=str(tmp_path / "store"),
-        rows_per_shard=20,
+@pytest.fixture(scope="module")
+def quiet(tiny_clara_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> CompressConfig:
+    """A job that was left in peace, on a disk."""
+    folder = tmp_path_factory.mktemp("quiet")
+    config = CompressConfig(
+        corpus=(corpus(folder),), model=str(tiny_clara_dir), store=str(folder / "store"), rows_per_shard=20
     )
-    units = plan_units(quiet.corpus, rows_per_unit=20)
-    run(quiet, units, scan_on=map_serially, compress_on=map_serially, identify=lambda: identify_model(quiet))
+    compress(config)
+    return config
+
+
+def compress(config: CompressConfig, compress_on: Mapper = map_serially) -> CompressReport:
+    units = plan_units(config.corpus, rows_per_unit=20)
+    return run(config, units, scan_on=map_serially, compress_on=compress_on, identify=lambda: identify_model(config))
+
+
+def assert_same(url: str, store: str) -> None:
+    """The same documents, in the same order, with the same memories bit for bit."""
+    local, remote = MemoryStore.open(store), MemoryStore.open(url)
+    rows = np.arange(200)
+    assert remote.doc_ids(rows) == local.doc_ids(rows) == [f"d{i:03}" for i in range(200)]
+    assert remote.documents(rows) == local.documents(rows)
+    assert np.array_equal(remote.take_memory(rows), local.take_memory(rows))
+    assert [shard.checksum for shard in remote.manifest.shards] == [shard.checksum for shard in local.manifest.shards]
+    storage = open_storage(url)
+    assert (len(storage.list_files("shards")), storage.list_files("manifests")) == (11, ["00000001.json"])
+
+
+class Dies(Exception):
+    """Stands for the end of the process."""
+
+
+def dies_after(n: int) -> Mapper:
+    def mapper(worker: Callable[..., Any], arguments: Mapping[str, Any], tasks: Sequence[Any]) -> Iterator[Any]:
+        for index, result in map_serially(worker, arguments, tasks):
+            if index == n:
+                raise Dies
+            yield index, result
+
+    return mapper
+
+
+def test_a_job_that_dies_goes_on_from_what_is_in_the_bucket(
+    s3_url: Url, proxy: FaultProxy, quiet: CompressConfig
+) -> None:
+    config = quiet.model_copy(update={"store": s3_url("store")})
+    proxy.choose = at_random(seed=5)
+    with pytest.raises(Dies):
+        compress(config, dies_after(4))
+    with pytest.raises(StoreError, match="no memory store"):
+        MemoryStore.open(config.store)
+    assert compress(config).n_kept == 99  # five shards of 20 rows, of which one row is bad
+    assert compress(config).was_complete
+    proxy.choose = None
+    assert_same(config.store, quiet.store)
+
+
+def test_a_job_whose_service_fails_equals_one_that_is_left_in_peace(
+    s3_url: Url, proxy: FaultProxy, quiet: CompressConfig
+) -> None:
     url = s3_url("stores/wiki")
     noisy = quiet.model_copy(update={"store": url})
     proxy.choose = at_random(seed=3)
@@ -70,20 +122,13 @@ def test_a_job_whose_service_fails_equals_one_that_is_left_in_peace(
     n_puts = proxy.requests(r"^PUT .*/shards/")
     assert n_puts > 11, "no put was retried"
 
-    local, remote = MemoryStore.open(quiet.store), MemoryStore.open(url)
-    rows = np.arange(200)
-    assert remote.doc_ids(rows) == local.doc_ids(rows) == [f"d{i:03}" for i in range(200)]
-    assert remote.documents(rows) == local.documents(rows)
-    assert np.array_equal(remote.take_memory(rows), local.take_memory(rows))
-    assert [shard.checksum for shard in remote.manifest.shards] == [shard.checksum for shard in local.manifest.shards]
-    storage = open_storage(url)
-    assert (len(storage.list_files("shards")), storage.list_files("manifests")) == (11, ["00000001.json"])
+    assert_same(url, quiet.store)
     with files.open_input(noisy.rejects_path) as rejects:
         assert [json.loads(line)["line"] for line in rejects] == [51]
 
     assert f"store {url}, version 1: 200 documents in 11 shards" in done.stdout
-    assert "test-secret" not in done.stdout + done.stderr + json.dumps(dict(remote.manifest.writer))
-    use(url, quiet.store, tiny_clara_dir)
+    assert "test-secret" not in done.stdout + done.stderr + json.dumps(dict(MemoryStore.open(url).manifest.writer))
+    use(url, quiet.store, Path(quiet.model))
 
 
 def use(url: str, same: str, model: Path) -> None:

@@ -128,6 +128,14 @@ def test_a_bucket_that_is_not_there_is_told(s3_url: Url) -> None:
     assert "AWS_REGION" in raised.value.hint
 
 
+def test_the_endpoint_may_come_from_the_environment(
+    s3_url: Url, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_storage(s3_url("store")).publish("file", b"1", exclusive=True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    assert open_storage(s3_url("store").partition("?")[0]).size_bytes("file") == 1
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
