@@ -44,9 +44,13 @@ class Reply(BaseModel):
 
 
 class Source(Reply):
-    """A document that an answer rests on; ``score`` is the cosine of query and memory."""
+    """A document that an answer rests on; ``score`` is the cosine of query and memory.
+
+    ``parent_id`` is the document that ``doc_id`` is a passage of: ``doc_id`` itself where it is all of it.
+    """
 
     doc_id: str
+    parent_id: str
     title: str
     score: float
     text: str

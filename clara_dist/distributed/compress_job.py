@@ -246,8 +246,9 @@ def _rows_of_shard(config: CompressConfig) -> int:
 
 
 def absolute_paths(config: CompressConfig) -> CompressConfig:
-    """The configuration with nothing left open: local paths absolute (workers have working directories of their own),
-    the overlap of passages a number (it is part of the shards' names).
+    """The configuration with nothing left open: local paths absolute, the overlap of passages a number.
+
+    Workers have working directories of their own, and the overlap is part of the shards' names.
     """
     model = read_config(Path(config.model))  # the commonest mistake, told before anything starts
     return config.model_copy(

@@ -161,7 +161,13 @@ class Engine:
 
     def _common(self, found: _Found, i: int, pending: _Pending, generate_s: float) -> dict[str, Any]:
         sources = [
-            Source(doc_id=document.doc_id, title=document.title, score=score, text=document.text)
+            Source(
+                doc_id=document.doc_id,
+                parent_id=document.parent_id,
+                title=document.title,
+                score=score,
+                text=document.text,
+            )
             for document, score in zip(found.retrieved.documents[i], found.retrieved.scores[i], strict=True)
         ]
         timings = Timings(
