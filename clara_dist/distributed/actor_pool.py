@@ -23,7 +23,7 @@ ResultT = TypeVar("ResultT")
 logger = logging.getLogger(__name__)
 
 _RETRIES = 2  # of a task whose actor was lost, within a round
-_INIT_DEATHS = 10  # in a row: a lost node can take several actors that are just starting
+_INIT_DEATHS = 2  # of actors that died while they started until their restarts were used up, in a row
 _HOPELESS = 8  # failures per actor of a round that finishes nothing
 _SHOWN = 5
 
@@ -63,6 +63,7 @@ class ActorPool:
         num_gpus: GPUs of each actor.
         concurrent_tasks: Tasks that an actor works on at the same time, each in a thread of its own; the worker then
             says itself, by locks, what of it must not run twice.
+        restarts: Of one actor within a round. A bound, because what dies while it starts would be started for ever.
         patience: Rounds in a row that finish nothing, before giving up.
         stall_s: A round ends when all it waits for are lost actors, and none of them is back after so many seconds.
     """
@@ -72,6 +73,7 @@ class ActorPool:
     num_cpus: float = 1
     num_gpus: float = 0
     concurrent_tasks: int = 1
+    restarts: int = 20
     patience: int = 3
     stall_s: float = 60.0
 
@@ -125,7 +127,7 @@ class ActorPool:
         _set_context()
         rows = [{"index": index, "task": task} for index, task in todo.items()]
         with warnings.catch_warnings():
-            # The only way yet to bound the retries of an actor's task; without a bound a deadly task has no end.
+            # The only way yet to bound restarts and retries; without bounds a deadly task has no end.
             warnings.simplefilter("ignore", RayDeprecationWarning)
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _RowWorker,
@@ -133,6 +135,7 @@ class ActorPool:
                 compute=self._strategy(len(rows), alone=alone),
                 num_cpus=self.num_cpus,
                 num_gpus=self.num_gpus,
+                max_restarts=self.restarts,
                 max_task_retries=0 if alone else _RETRIES,
             )
         # A task that loses its actor beyond the retries becomes a missing row instead of the end of all.

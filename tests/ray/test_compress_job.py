@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from clara_dist.config.compress import CompressConfig
-from clara_dist.distributed.actor_pool import ActorPool
 from clara_dist.distributed.compress_job import compress
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClusterError, ModelError, StoreError
@@ -113,22 +111,3 @@ def test_path_that_no_node_sees(local_ray: None, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"do not see(.|\n)*no /nowhere/model"):
         require_visible(["/nowhere/model", str(tmp_path)], str(tmp_path / "store"))
     assert list((tmp_path / "store").iterdir()) == []
-
-
-class DiesOnce:
-    """A worker whose process is gone in the middle of its third task, once."""
-
-    def __init__(self, marker: str) -> None:
-        self.marker = Path(marker)
-
-    def __call__(self, task: int) -> int:
-        if task == 3 and not self.marker.exists():
-            self.marker.touch()
-            signal.raise_signal(signal.SIGKILL)
-        return task * task
-
-
-def test_lost_actor_costs_no_task(local_ray: None, tmp_path: Path) -> None:
-    found: dict[int, Any] = dict(ActorPool(2)(DiesOnce, {"marker": str(tmp_path / "died")}, list(range(8))))
-    assert (tmp_path / "died").exists()
-    assert found == {i: i * i for i in range(8)}
