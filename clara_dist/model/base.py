@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -74,6 +75,21 @@ def load_base(
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load the base model {base}", got=error, hint="check base_model") from error
     return model.requires_grad_(False) if quantised else model.requires_grad_(False).to(device)
+
+
+class BaseLoader(Protocol):
+    """`load_base` of which only the place of the base is open."""
+
+    def __call__(self, base: str, *, revision: str | None) -> PreTrainedModel: ...
+
+
+def base_loader(
+    dtype: Dtype, device: str | torch.device, attn_implementation: Attention | None, quantization: Quantization | None
+) -> BaseLoader:
+    """`load_base` in one way."""
+    return partial(
+        load_base, dtype=dtype, device=device, attn_implementation=attn_implementation, quantization=quantization
+    )
 
 
 def choose_attention(device_type: str, dtype: Dtype, *, supported: bool, installed: bool) -> Attention | None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -102,13 +102,7 @@ class ClaraModel(nn.Module):
         """
         from clara_dist.model import files
 
-        load = partial(
-            base_models.load_base,
-            dtype=dtype,
-            device=device,
-            attn_implementation=attn_implementation,
-            quantization=quantization,
-        )
+        load = base_models.base_loader(dtype, device, attn_implementation, quantization)
         return files.new_model(cls, config, load, device=device, seed=seed)
 
     @classmethod
@@ -145,13 +139,7 @@ class ClaraModel(nn.Module):
         """
         from clara_dist.model import files, hub
 
-        load = partial(
-            base_models.load_base,
-            dtype=dtype,
-            device=device,
-            attn_implementation=attn_implementation,
-            quantization=quantization,
-        )
+        load = base_models.base_loader(dtype, device, attn_implementation, quantization)
         directory = hub.model_directory(path, revision=revision, token=token)
         return files.load_model(cls, directory, load, device=device, base_model=base_model)
 

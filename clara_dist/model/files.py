@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 import torch
 from peft import set_peft_model_state_dict
@@ -29,7 +28,6 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from clara_dist import __version__
 from clara_dist.config.model import ClaraConfig
@@ -46,14 +44,13 @@ _VERSIONS = "written_with"
 _INCOMPLETE = "the model directory is incomplete"
 
 
-class BaseLoader(Protocol):
-    """`base_models.load_base` of which only the place of the base is open."""
-
-    def __call__(self, base: str, *, revision: str | None) -> PreTrainedModel: ...
-
-
 def new_model(
-    cls: type[AnyModel], config: ClaraConfig, load_base: BaseLoader, *, device: str | torch.device, seed: int
+    cls: type[AnyModel],
+    config: ClaraConfig,
+    load_base: base_models.BaseLoader,
+    *,
+    device: str | torch.device,
+    seed: int,
 ) -> AnyModel:
     """See `ClaraModel.from_base`."""
     revision = hub.commit_of(config.base_model, config.base_revision)
@@ -74,7 +71,12 @@ def new_model(
 
 
 def load_model(
-    cls: type[AnyModel], path: Path, load_base: BaseLoader, *, device: str | torch.device, base_model: str | None
+    cls: type[AnyModel],
+    path: Path,
+    load_base: base_models.BaseLoader,
+    *,
+    device: str | torch.device,
+    base_model: str | None,
 ) -> AnyModel:
     """See `ClaraModel.from_pretrained`."""
     config = read_config(path)

@@ -68,8 +68,8 @@ def test_one_object_gives_the_numbers_of_the_merged_roles(clara: Clara, store: s
     assert query_BMD.dtype == torch.float32
 
     merged = DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir)).compress([("", text) for text in TEXTS])
-    # Unmerged and merged differ by 2e-6 before both are rounded to float16, whose steps here are up to 4e-3.
-    np.testing.assert_allclose(memory_SMD.numpy().astype(np.float32), merged.memory_SMD, atol=4e-3)
+    # Measured before rounding: 6.1e-6 for memories, 3.3e-6 for queries. float16 may round to neighbours, 2^-9 apart.
+    np.testing.assert_allclose(memory_SMD.numpy().astype(np.float32), merged.memory_SMD, atol=2**-9)
     fused = ClaraModel.from_pretrained(tiny_clara_dir)
     fused.fuse_for_serving()
     np.testing.assert_allclose(query_BMD.flatten(1).numpy(), Reasoner(fused).query(QUESTIONS), atol=1e-5)
@@ -176,7 +176,7 @@ def test_a_long_text_is_an_error_unless_it_may_be_cut(clara: Clara, tmp_path: Pa
     assert [row.doc_id for row in rows[1:]] == [f"long#{i}" for i in range(1, len(rows))]
     assert not any(row.truncated for row in rows)
     expected = clara.compress([row.text for row in rows])
-    np.testing.assert_allclose(store.take_memory(np.arange(len(rows))), expected.numpy(), atol=4e-3)
+    np.testing.assert_allclose(store.take_memory(np.arange(len(rows))), expected.numpy(), atol=2**-9)
 
 
 def test_what_no_store_is_made_of(clara: Clara, store: str, tmp_path: Path) -> None:
@@ -217,6 +217,19 @@ def run_example(code: str, directory: Path, model: Path, store: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_no_cluster_is_needed(store: str, tiny_clara_dir: Path, tmp_path: Path) -> None:
+    code = """
+from clara_dist import Clara
+clara = Clara.from_pretrained("runs/joint/joint/model")
+clara.build_store(["Rain gauges", "The island"], "stores/mine")
+print(clara.answer(["rain"], "stores/mine", top_k=1, max_tokens=2)[0].sources[0].doc_id)
+print(clara.explain("rain", "stores/wiki").source.doc_id, clara.compress(["rain"]).shape)
+"""
+    printed = run_example(code, tmp_path, tiny_clara_dir, store).split()
+    assert printed[0] in {"0", "1"}
+    assert printed[1] in {f"d{i}" for i in range(len(TEXTS))}
 
 
 def test_the_readmes_example_runs(store: str, tiny_clara_dir: Path, tmp_path: Path) -> None:
