@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import random
 import re
 import socket
@@ -73,15 +74,15 @@ class FaultProxy:
 
 
 def at_random(seed: int) -> Callable[[str], Fault | None]:
-    """Every fourth put stores the object and answers 500; others and reads fail in all the ways there are."""
+    """Every third put stores the object and answers 500; reads fail at random in all the ways there are."""
     generator = random.Random(seed)
+    puts = itertools.count(1)
 
     def choose(line: str) -> Fault | None:
-        drawn = generator.random()
         if line.startswith("PUT"):
-            return "lost_answer" if drawn < 0.25 else "reset_after" if drawn < 0.35 else None
+            return None if next(puts) % 3 else generator.choice(["lost_answer", "lost_answer", "reset_after"])
         faults: list[Fault] = ["slow_down", "reset", "cut_body" if line.startswith("GET") else "server_error"]
-        return faults[int(drawn * 20)] if drawn < 0.15 else None
+        return generator.choice(faults) if generator.random() < 0.15 else None
 
     return choose
 

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from clara_dist.store.storage import is_url, refuse_credentials
+from clara_dist.store.storage import is_url, local_path, refuse_credentials
 
 
 def absolute(path: str) -> str:
@@ -16,7 +16,7 @@ def absolute(path: str) -> str:
         StoreError: A URL carries credentials, which reports and manifests would repeat.
     """
     if not is_url(path):
-        return os.path.abspath(path.removeprefix("file://"))
+        return os.path.abspath(local_path(path))
     refuse_credentials(path)
     return path
 

@@ -80,6 +80,11 @@ def is_url(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
+def local_path(path: str) -> str:
+    """The path of a file of this machine, which may be named by a ``file://`` URL."""
+    return unquote(urlsplit(path).path) if path.startswith("file://") else path
+
+
 def at_once(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Apply a function that waits for files to many items at once; the results in order. The first error ends it."""
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
@@ -114,7 +119,7 @@ def open_storage(location: StoreLocation) -> Storage:
         return location
     text = os.fspath(location)
     if not is_url(text):
-        return LocalStorage(unquote(urlsplit(text).path) if text.startswith("file://") else text)
+        return LocalStorage(local_path(text))
     from clara_dist.store.remote import RemoteStorage  # only here: who stays local loads no client
 
     return RemoteStorage.from_url(text)

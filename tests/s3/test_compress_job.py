@@ -112,7 +112,8 @@ def test_a_job_whose_service_fails_equals_one_that_is_left_in_peace(
     s3_url: Url, proxy: FaultProxy, quiet: CompressConfig
 ) -> None:
     url = s3_url("stores/wiki")
-    noisy = quiet.model_copy(update={"store": url})
+    files.write(s3_url("corpora/2026/part.jsonl"), Path(quiet.corpus[0]).read_bytes())
+    noisy = quiet.model_copy(update={"store": url, "corpus": (s3_url("corpora/*/*.jsonl"),)})
     proxy.choose = at_random(seed=3)
     done = subprocess.run(
         [sys.executable, "-c", JOB, noisy.model_dump_json()], capture_output=True, text=True, check=False

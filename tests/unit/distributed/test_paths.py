@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 
 from clara_dist.distributed.paths import absolute, absolute_base
+from clara_dist.errors import StoreError
 
 
 def test_local_paths_start_at_the_root_and_urls_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute("a/../b") == str(tmp_path / "b")
     assert absolute("s3://bucket/a") == "s3://bucket/a"
+    assert absolute("file:///a/b%20c") == "/a/b c"
+    with pytest.raises(StoreError, match="s3://bucket/a carries credentials") as raised:
+        absolute("s3://KEY:hush@bucket/a")
+    assert "hush" not in str(raised.value)
 
 
 def test_a_base_is_where_the_configuration_or_else_the_model_says(
