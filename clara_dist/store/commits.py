@@ -16,7 +16,7 @@ from typing import Any
 from clara_dist.errors import CommitConflictError, CorruptStoreError, StoreError
 from clara_dist.store.deletions import Deletions, publish_deletions, read_deletions, same_deletions
 from clara_dist.store.fingerprint import Fingerprint
-from clara_dist.store.manifest import Manifest, ShardInfo, publish_manifest, read_manifest
+from clara_dist.store.manifest import Manifest, ShardInfo, publish_manifest, read_manifest, versions
 from clara_dist.store.schema import StoreSchema
 from clara_dist.store.storage import Storage, StoreLocation, at_once, open_storage
 
@@ -35,7 +35,12 @@ class Snapshot:
     def read(cls, storage: Storage, version: int | None = None) -> Snapshot:
         """Read a version; None means the current one. Raises what `read_manifest` and `read_deletions` raise."""
         manifest = read_manifest(storage, version)
-        return cls(manifest, read_deletions(storage, manifest))
+        try:
+            return cls(manifest, read_deletions(storage, manifest))
+        except CorruptStoreError:
+            if version is None and versions(storage)[-1] != manifest.version:
+                return cls.read(storage)  # it was given up meanwhile, and its list deleted
+            raise
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def compact(
 ) -> Manifest:
     """Rewrite shards that hold many deleted rows, and runs of neighbours that are too small, in one commit.
 
-    Memory holds one new shard at a time. Old versions can be read as before, until `collect` gives them up.
+    Memory holds one new shard at a time (and the one that is read, if the store is remote). Old versions can be read as
+    before, until `collect` gives them up.
     Appends and deletions elsewhere may be committed meanwhile; what they changed of the rewritten shards is left as
     they made it.
 
@@ -94,32 +95,30 @@ def _runs(head: Snapshot, target: int, max_deleted: float) -> Iterator[tuple[Sha
 def _tables(storage: Storage, head: Snapshot, run: Sequence[ShardInfo], target: int) -> Iterator[pa.Table]:
     """The live rows of neighbours, cut into tables of about the target's size."""
     schema = head.manifest.schema
-    n_rows = sum(shard.rows for shard in run)
-    per_row = max(1, sum(shard.size_bytes for shard in run) // max(1, n_rows))
-    limit = max(1, target // per_row)
     pieces: list[pa.RecordBatch] = []
     held = 0
     for shard in run:
         rows = live_rows(shard.rows, head.deletions.get(shard.file))
-        starts = _document_starts(read_columns(storage, shard, schema, ["parent_id"]).take(pa.array(rows)))
+        batch = read_columns(storage, shard, schema)
+        starts = _document_starts(batch.column("parent_id").take(pa.array(rows)))
+        row_bytes = max(1, batch.nbytes // max(1, shard.rows))
         begin = 0
         while begin < len(rows):
-            end = int(starts[np.searchsorted(starts, min(begin + limit - held, len(rows)))])
-            # Opened for each piece, so that a remote shard is held only while its rows are taken.
-            pieces.append(read_columns(storage, shard, schema).take(pa.array(rows[begin:end])))
-            held += end - begin
+            room = max(1, (target - held) // row_bytes)
+            end = int(starts[np.searchsorted(starts, min(begin + room, len(rows)))])
+            pieces.append(batch.take(pa.array(rows[begin:end])))
+            held += (end - begin) * row_bytes
             begin = end
-            if held >= limit:
+            if held + row_bytes > target:
                 table = pa.Table.from_batches([pa.concat_batches(pieces)])
-                pieces, held = [], 0  # before the table is used: one shard is held, not two
+                pieces, held = [], 0  # before the table is used: one new shard is held, not two
                 yield table
     if pieces:
         yield pa.Table.from_batches([pa.concat_batches(pieces)])
 
 
-def _document_starts(batch: pa.RecordBatch) -> np.ndarray:
+def _document_starts(parents: pa.StringArray) -> np.ndarray:
     """Rows at which a shard may be cut, ascending: between documents, whose passages stay together; and its end."""
-    parents = batch.column("parent_id")
     is_first = np.ones(len(parents) + 1, np.bool_)
     if len(parents):
         is_first[1:-1] = pc.not_equal(parents[1:], parents[:-1]).to_numpy(zero_copy_only=False)

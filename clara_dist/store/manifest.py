@@ -239,6 +239,11 @@ def read_manifest(storage: Storage, version: int | None = None) -> Manifest:
     if not known:
         raise StoreError(f"there is no memory store at {storage.url}", hint="write one with `clara-dist compress`")
     if version is None:
+        manifest = find_manifest(storage, known[-1])
+        if manifest is None and versions(storage)[-1] != known[-1]:
+            return read_manifest(storage)  # since it was listed newer ones came, and it was given up
+        if manifest is not None:
+            return manifest
         version = known[-1]
     if version not in known:
         raise StoreError(
