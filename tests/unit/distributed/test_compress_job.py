@@ -258,3 +258,20 @@ def test_relative_paths_become_absolute_and_hub_ids_stay(
     assert (found.corpus, found.store) == ((str(tmp_path / "c/*.jsonl"),), str(tmp_path / "s"))
     assert (found.rejects, found.base_model) == (str(tmp_path / "s.rejects.jsonl"), "hub/base")
     assert absolute_paths(changed(config, store="s3://bucket/s")).store == "s3://bucket/s"
+
+
+def runs_every_task_twice(worker: Any, arguments: Any, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Two workers with a model each, as when one is lost before it can say what it has done."""
+    first, second = worker(**arguments), worker(**arguments)
+    for index, task in enumerate(tasks):
+        made, found = first(task), second(task)
+        assert (made.info, found.cost) == (found.info, None)
+        yield index, found
+    assert "compressor" not in vars(second), "the second one had nothing to compute"
+
+
+def test_a_shard_whose_worker_was_lost_after_it_is_found(config: CompressConfig) -> None:
+    report = compress(config, runs_every_task_twice)
+    assert (report.n_documents, report.n_kept) == (25, 0)
+    assert verify(config.store).ok
+    assert not verify(config.store).unlisted_files
