@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,7 +40,8 @@ class ClaraConfig(Config):
     Attributes:
         base_model: Hub id or local directory of the base LLM.
         base_revision: Commit of a hub base, filled in where the model is made; None for a local one.
-        n_memory_tokens: M, memory tokens per document.
+        n_memory_tokens: M, memory tokens per document. In its place ``compression_rate`` may be given:
+            ``M = doc_max_tokens // compression_rate``.
         doc_max_tokens: Document (and question) tokens that the encoder reads, without its three frame tokens
             (``<ENC>``, bos, eos); the compression rate is ``doc_max_tokens // n_memory_tokens``.
         distinct_memory_tokens: M different memory-token embeddings, or one used M times.
@@ -65,6 +66,19 @@ class ClaraConfig(Config):
     max_prompt_tokens: int = Field(1024, ge=1)
     roles: tuple[Role, ...] = ROLES
     stage: Literal["new", "compression", "instruct", "joint"] = "new"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_gives_memory_tokens(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "compression_rate" not in values:
+            return values
+        if "n_memory_tokens" in values:
+            raise ValueError("give n_memory_tokens or compression_rate, not both")
+        values = dict(values)
+        rate, length = values.pop("compression_rate"), values.get("doc_max_tokens", 256)
+        if not isinstance(rate, int) or not isinstance(length, int) or not 1 <= rate <= length:
+            raise ValueError(f"compression_rate must be an integer from 1 to doc_max_tokens ({length}), not {rate!r}")
+        return values | {"n_memory_tokens": length // rate}
 
     @field_validator("document_template")
     @classmethod
