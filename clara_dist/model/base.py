@@ -36,6 +36,7 @@ def load_base(
     device: str | torch.device,
     attn_implementation: Attention | None = None,
     quantization: Quantization | None = None,
+    token: str | bool | None = None,
 ) -> PreTrainedModel:
     """Any decoder LLM that `AutoModelForCausalLM` loads, frozen. Never runs code from the model's repository.
 
@@ -46,6 +47,7 @@ def load_base(
         device: Where it goes.
         attn_implementation: None leaves it to `choose_attention`.
         quantization: Linear layers in 8 bits (LLM.int8()) or 4 (NF4), quantised while they are read.
+        token: For a hub id that is private or gated; None is the one of `hf auth login`.
 
     Raises:
         ModelError: It cannot be loaded, or not in this way on this machine.
@@ -57,7 +59,7 @@ def load_base(
         config = _bitsandbytes_config(quantization, DTYPES[dtype], device)
         quantised = {"quantization_config": config, "device_map": {"": device}}
     try:
-        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(base, revision=revision, token=token, trust_remote_code=False)
         if attn_implementation is None:
             attn_implementation = choose_attention(
                 device.type, dtype, supported=_flash_is_supported(config), installed=is_flash_attn_2_available()
@@ -65,6 +67,7 @@ def load_base(
         model = AutoModelForCausalLM.from_pretrained(
             base,
             revision=revision,
+            token=token,
             config=config,
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
@@ -84,11 +87,20 @@ class BaseLoader(Protocol):
 
 
 def base_loader(
-    dtype: Dtype, device: str | torch.device, attn_implementation: Attention | None, quantization: Quantization | None
+    dtype: Dtype,
+    device: str | torch.device,
+    attn_implementation: Attention | None,
+    quantization: Quantization | None,
+    token: str | bool | None = None,
 ) -> BaseLoader:
     """`load_base` in one way."""
     return partial(
-        load_base, dtype=dtype, device=device, attn_implementation=attn_implementation, quantization=quantization
+        load_base,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        quantization=quantization,
+        token=token,
     )
 
 

@@ -125,7 +125,7 @@ class ClaraModel(nn.Module):
         Args:
             path: Directory, or a hub id where there is no such directory.
             revision: Branch, tag or commit on the Hub.
-            token: As `huggingface_hub` takes it; None is the one of `hf auth login`.
+            token: For the model and its base, where they are private or gated; None is the one of `hf auth login`.
             base_model: Where its base LLM is, if not where ``config.json`` says.
             dtype: What the base LLM computes in.
             device: Where it runs.
@@ -139,9 +139,9 @@ class ClaraModel(nn.Module):
         """
         from clara_dist.model import files, hub
 
-        load = base_models.base_loader(dtype, device, attn_implementation, quantization)
+        load = base_models.base_loader(dtype, device, attn_implementation, quantization, token)
         directory = hub.model_directory(path, revision=revision, token=token)
-        return files.load_model(cls, directory, load, device=device, base_model=base_model)
+        return files.load_model(cls, directory, load, device=device, base_model=base_model, token=token)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the model directory, whole or not at all: config, tokenizer, one PEFT folder per role, added rows.

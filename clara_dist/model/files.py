@@ -77,11 +77,13 @@ def load_model(
     *,
     device: str | torch.device,
     base_model: str | None,
+    token: str | bool | None,
 ) -> AnyModel:
     """See `ClaraModel.from_pretrained`."""
     config = read_config(path)
     base_path = base_models.resolve_base(config.base_model, path, base_model)
-    revision = hub.commit_of(base_path, config.base_revision if base_path == config.base_model else None)
+    revision = config.base_revision if base_path == config.base_model else None
+    revision = hub.commit_of(base_path, revision, token=token)
     config = config.model_copy(update={"base_model": base_path, "base_revision": revision})
     base = load_base(base_path, revision=revision)
     hf = base_models.load_tokenizer(str(path))

@@ -137,6 +137,16 @@ def test_what_the_hub_refuses_is_told(hub: HubStub, base_commit: str) -> None:
         ClaraModel.from_pretrained("org/nothing")
 
 
+def test_the_token_opens_the_base_too(hub: HubStub, base_commit: str, tmp_path: Path) -> None:
+    new_model("org/base").save_pretrained(tmp_path / "model")
+    hub.repos["org/gated"] = hub.repos["org/base"]
+    hub.repos["org/gated"].private = True
+    with pytest.raises(ModelError, match="org/gated"):
+        ClaraModel.from_pretrained(tmp_path / "model", base_model="org/gated")
+    loaded = ClaraModel.from_pretrained(tmp_path / "model", base_model="org/gated", token=TOKEN)
+    assert loaded.config.base_revision == base_commit
+
+
 def test_a_fetched_model_needs_no_network_afterwards(
     hub: HubStub, base_commit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
