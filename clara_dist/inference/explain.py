@@ -1,7 +1,7 @@
 """Query vectors in words: what the LM head makes of what the reasoner asks for.
 
 The reasoner writes its vectors in the space of the base LLM's last hidden states, so the base's own head reads them.
-Words that the chosen document has and the question has not are what the reasoner added (arXiv 2511.18659, section 5).
+Words that the chosen document has and the question has not show what the reasoner added on its own.
 """
 
 from __future__ import annotations
