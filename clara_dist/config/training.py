@@ -64,6 +64,7 @@ class StageConfig(Config):
             ``output``.
         output: Where the stage's model goes; None means ``RUN_DIR/STAGE/model``.
         store: Stage ``joint`` only: the memory store, written by this model's compressor.
+        store_version: The version to read, whatever is added meanwhile; None is the newest when a worker starts.
         top_k: K of the joint stage. ``estimator`` None means sequential at K = 1, leave_own_out above.
         random_slots: Feed a random number 1..K of the best slots per batch (only matters for K > 1).
     """
@@ -80,6 +81,7 @@ class StageConfig(Config):
     base_dir: str | None = None
     output: str | None = None
     store: str | None = None
+    store_version: int | None = Field(None, ge=1)
     top_k: int = Field(1, ge=1)
     temperature: float = Field(0.02, gt=0)
     estimator: EstimatorName | None = None

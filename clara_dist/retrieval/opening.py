@@ -16,23 +16,25 @@ def open_bank(
     store: str,
     model: Mapping[str, str],
     *,
+    version: int | None = None,
     where: Mapping[str, Sequence[Any]] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> MemoryBank:
-    """The newest version of a store, as the model that wrote it reads it.
+    """A version of a store, as the model that wrote it reads it.
 
     Args:
         store: Directory or URL.
         model: Fingerprint fields of the model (`ClaraModel.fingerprint_fields`).
+        version: None means the newest.
         where: As `MemoryBank` takes it.
         dtype: Type of the gathered memories.
         device: Where they go.
 
     Raises:
         FingerprintMismatchError: Another model wrote the store; names the fields that differ.
-        StoreError: There is no store, or ``where`` names no typed metadata column of it.
+        StoreError: There is no such store or version, or ``where`` names no typed metadata column of it.
     """
-    opened = MemoryStore.open(store)
+    opened = MemoryStore.open(store, version)
     opened.require_fingerprint(Fingerprint(model), what="the model")
     return MemoryBank(opened, where=where, dtype=dtype, device=device)

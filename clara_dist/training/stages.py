@@ -127,7 +127,9 @@ def _clara_stage(
     settings: dict[str, Any] = {"model": identity | {"lora": clara.config.lora.model_dump(mode="json")}}
     if stage.stage == "joint":
         assert stage.store is not None, "StageConfig requires it"
-        bank = open_bank(stage.store, identity, where=stage.candidates.where, device=device)
+        bank = open_bank(
+            stage.store, identity, version=stage.store_version, where=stage.candidates.where, device=device
+        )
         settings["store"] = {"fingerprint": bank.store.fingerprint.digest, "version": bank.store.version}
         if clara.config.stage != "joint":
             clara.copy_role("compressor", "query_reasoner")
