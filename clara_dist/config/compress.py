@@ -58,7 +58,7 @@ class CompressConfig(Config):
         dtype: The base LLM's type in memory; memories are stored as float16 in any case.
         attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
         quantization: Keep the base LLM in 8 or 4 bits (bitsandbytes, on a GPU); only a model loaded so reads the store.
-        max_batch_tokens: Tokens of one forward pass, padding included.
+        max_batch_tokens: Tokens of one forward pass, padding included; None: 16,384 on a GPU, 1,024 on a CPU.
         long_documents: What becomes of documents longer than the model's ``doc_max_tokens``: ``split`` makes passages
             of them, rows ``DOC_ID#1``, ``DOC_ID#2``, ... with the document's id as ``parent_id``; ``truncate`` drops
             their ends, and marks the rows.
@@ -95,7 +95,7 @@ class CompressConfig(Config):
     dtype: Dtype = "float32"
     attn_implementation: Attention | None = None
     quantization: Quantization | None = None
-    max_batch_tokens: int = Field(16_384, ge=1)
+    max_batch_tokens: int | None = Field(None, ge=1)
     long_documents: Literal["split", "truncate"] = "split"
     passage_overlap_tokens: int | None = Field(None, ge=0)
     shard_size_bytes: int = Field(256 << 20, ge=1)

@@ -42,7 +42,9 @@ class DocumentCompressor:
 
     Args:
         clara: A model with a compressor.
-        max_batch_tokens: Upper bound of the tokens of one forward pass, padding included.
+        max_batch_tokens: Upper bound of the tokens of one forward pass, padding included; None: 16,384 on a GPU, which
+            wants large matrices, and 1,024 on a CPU, which wants activations that stay in its cache (at D 256 a third
+            faster than 16,384) and pads less.
         packed: Run texts end to end; None asks the model, see `ClaraModel.packs`.
         merge: Without it the model stays as it is, and a document costs the LoRA on top.
 
@@ -51,10 +53,10 @@ class DocumentCompressor:
     """
 
     def __init__(
-        self, clara: ClaraModel, max_batch_tokens: int = 16_384, *, packed: bool | None = None, merge: bool = True
+        self, clara: ClaraModel, max_batch_tokens: int | None = None, *, packed: bool | None = None, merge: bool = True
     ) -> None:
         self.clara = clara
-        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens or (1024 if clara.device.type == "cpu" else 16_384)
         self.packed = clara.packs if packed is None else packed
         # Merging drops the adapter that the fingerprint hashes.
         self.fingerprint = Fingerprint(clara.fingerprint_fields())
