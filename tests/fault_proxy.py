@@ -9,12 +9,15 @@ import re
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Fault = Literal["lost_answer", "slow_down", "reset", "cut_body", "server_error", "reset_after", "corrupt", "forbidden"]
-_INSTEAD = ("slow_down", "server_error", "forbidden", "reset")
+Fault = Literal[
+    "lost_answer", "slow_down", "reset", "cut_body", "server_error", "reset_after", "corrupt", "forbidden", "hang"
+]
+_INSTEAD = ("slow_down", "server_error", "forbidden", "reset", "hang")
 _ANSWERS = {"slow_down": (503, b"SlowDown"), "forbidden": (403, b"AccessDenied")}
 _ERROR_BODY = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>injected</Message></Error>"
 
@@ -24,8 +27,8 @@ class Rule:
     """Let the next ``times`` requests fail whose "METHOD /path" matches.
 
     ``lost_answer`` answers 500 after the server has done the work, ``reset_after`` drops the connection then.
-    ``slow_down`` (503), ``server_error`` (500), ``forbidden`` (403) and ``reset`` fail before it. ``cut_body`` ends the
-    answer halfway, ``corrupt`` flips a bit of it. ``before`` runs first.
+    ``slow_down`` (503), ``server_error`` (500), ``forbidden`` (403), ``reset`` and ``hang`` fail before it.
+    ``cut_body`` ends the answer halfway, ``corrupt`` flips a bit of it. ``before`` runs first.
     """
 
     fault: Fault
@@ -137,7 +140,9 @@ def _handler(proxy: FaultProxy, target_port: int) -> type[BaseHTTPRequestHandler
                 self.drop()
 
         def fail(self, fault: Fault) -> None:
-            if fault in ("reset", "reset_after"):
+            if fault == "hang":
+                self.connection.recv(1)  # until the client has had enough, and closes
+            if fault in ("reset", "reset_after", "hang"):
                 self.drop()
                 return
             status, code = _ANSWERS.get(fault, (500, b"InternalError"))
@@ -149,7 +154,8 @@ def _handler(proxy: FaultProxy, target_port: int) -> type[BaseHTTPRequestHandler
 
         def drop(self) -> None:
             self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the client was faster
+                self.connection.shutdown(socket.SHUT_RDWR)
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 

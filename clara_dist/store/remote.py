@@ -29,15 +29,18 @@ if TYPE_CHECKING:
 # HTTP is for endpoints that say so; that of the service itself never does.
 _CLIENT = {"timeout": timedelta(minutes=15), "read_timeout": timedelta(minutes=3), "allow_http": True}
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}
+# What the client itself does not retry: the answer to a listing or a deletion that is cut short, and a conditional put
+# that times out. (Here it may be made twice, since `publish` compares what is there with what it wanted to write.)
+_NOT_RETRIED = ("response body error", "kind: Timeout")
+_ATTEMPTS = 3
 _TAIL_BYTES = 64 << 10
-_ATTEMPTS = 5
 _CREDENTIALS = {
     "s3": "the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role), AWS_REGION and the "
     "endpoint (AWS_ENDPOINT_URL or ?endpoint_override=)",
     "gs": "the credentials (GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account)",
 }
-T = TypeVar("T")
 _OPTIONS = {"s3": ("endpoint_override", "scheme", "region"), "gs": ("endpoint_override", "scheme")}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class RemoteStorage:
             )
         except (BaseError, ValueError) as error:
             raise StoreError(
-                f"cannot open {url}", got=_reason(error), hint=f"check {_CREDENTIALS[parsed.scheme]}"
+                f"cannot open {parsed}", got=_reason(error), hint=f"check {_CREDENTIALS[parsed.scheme]}"
             ) from error
         return cls(store, parsed)
 
@@ -195,8 +198,11 @@ class RemoteStorage:
         self._ask("delete", file, lambda: obstore.delete(self._client, file))
 
     def _holds(self, file: str, data: memoryview) -> bool:
-        with self.open(file) as source:
-            return source.size() == len(data) and source.read_buffer().equals(pa.py_buffer(data))
+        try:
+            with self.open(file) as source:
+                return source.size() == len(data) and source.read_buffer().equals(pa.py_buffer(data))
+        except FileNotFoundError:  # it was another's, who has deleted it meanwhile
+            return False
 
     def _named(self, file: str) -> str:
         return f"{self._url.scheme}://" + "/".join(filter(None, (self._url.bucket, self._url.path, file)))
@@ -209,8 +215,7 @@ class RemoteStorage:
             except AlreadyExistsError:
                 raise
             except BaseError as error:
-                # An answer to a listing or a deletion that is cut short is what the client itself does not retry.
-                if attempt == _ATTEMPTS or "response body error" not in str(error):
+                if attempt == _ATTEMPTS or not any(sign in str(error) for sign in _NOT_RETRIED):
                     raise self._failure(verb, file, error) from error
         raise AssertionError("the loop returns or raises")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 
 from clara_dist.errors import StoreError
+from clara_dist.store import remote
 from clara_dist.store.storage import open_storage
 from fault_proxy import Fault, FaultProxy
 
@@ -116,6 +118,19 @@ def test_listing_and_deleting_are_retried(s3_url: Url, proxy: FaultProxy, fault:
     proxy.fail(fault, "^(POST|DELETE)")
     storage.delete("shards/a")
     assert storage.list_files("shards") == []
+
+
+def test_a_service_that_does_not_answer_is_asked_again(
+    s3_url: Url, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(remote._CLIENT, "read_timeout", timedelta(seconds=1))
+    storage = open_storage(s3_url("slow"))
+    rules = [proxy.fail("hang", "^PUT"), proxy.fail("hang", "^GET"), proxy.fail("hang", "^HEAD")]
+    storage.publish("file", b"ours", exclusive=True)
+    assert storage.size_bytes("file") == 4
+    with storage.open("file") as source:
+        assert source.read() == b"ours"
+    assert [rule.times for rule in rules] == [0, 0, 0]
 
 
 def test_a_bucket_that_is_not_there_is_told(s3_url: Url) -> None:
