@@ -104,9 +104,9 @@ class StoreSchema:
                 row is a passage. See `store.passages`.
 
         Raises:
-            StoreError: Columns of unequal length, a bad or repeated ``doc_id``, passages out of order, memories of another
-                shape, a value that is not finite or does not fit float16 (the message names the document), or metadata
-                that is no JSON or not of its column's type.
+            StoreError: Columns of unequal length, a bad or repeated ``doc_id``, passages out of order, memories of
+                another shape, a value that is not finite or does not fit float16 (the message names the document), or
+                metadata that is no JSON or not of its column's type.
         """
         expected = (len(doc_ids), self.n_memory_tokens, self.hidden_size)
         if memory_SMD is not None and memory_SMD.shape != expected:
