@@ -23,7 +23,7 @@ from clara_dist.distributed.session import connect
 
 N_WORKER_KILLS = 20
 NODE_KILLS_AT = (80, 160)
-EVERY = 6  # finished shards between two kills
+EVERY = 5  # finished shards between two kills
 
 
 class Killer:
@@ -63,7 +63,7 @@ class Killer:
 def test_twenty_killed_workers_and_two_killed_nodes(
     nodes: Any, tiny_clara_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = write_config(tmp_path / "job", tiny_clara_dir, n_documents=720, rows_per_shard=3, workers=2)
+    config = write_config(tmp_path / "job", tiny_clara_dir, n_documents=1440, rows_per_shard=3, workers=2)
     expected = undisturbed(config, tmp_path / "undisturbed")
     units = plan_units(config.corpus, format=config.format, rows_per_unit=config.rows_per_shard)
     started = time.monotonic()
@@ -85,5 +85,5 @@ def test_twenty_killed_workers_and_two_killed_nodes(
     (tmp_path / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
     print(figures)
     assert killer.counts == {"shards": len(units), "worker kills": N_WORKER_KILLS, "node kills": len(NODE_KILLS_AT)}
-    assert (report.n_documents, report.n_rejected, report.n_shards) == (720, 2, len(units))
+    assert (report.n_documents, report.n_rejected, report.n_shards) == (1440, 2, len(units))
     assert rows_of(config.store) == expected
