@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clara_dist.cli.base import ConfigFile, Overrides, app, resolve
+
+if TYPE_CHECKING:
+    from clara_dist.model.apple import Report
 
 
 @app.command()
@@ -34,19 +37,55 @@ def init(
     print(f"wrote {out}")
 
 
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="The base LLM, a directory or a hub id; else as the files say.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print where every single tensor went.")]
+
+
 @app.command("import-apple")
 def import_apple(
-    checkpoint: Annotated[Path, typer.Argument(help="A published checkpoint's directory.")],
-    out: Annotated[Path, typer.Argument(help="Model directory to write.")],
-    base: Annotated[str, typer.Option(help="The base LLM it was trained on: a local directory or a hub id.")],
+    checkpoint: Annotated[str, typer.Argument(help="A published checkpoint: a directory or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Model directory to write.")],
+    base: BaseOption = None,
+    subfolder: Annotated[str | None, typer.Option(help="Which of several checkpoints, such as compression-16.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    verbose: Verbose = False,
 ) -> None:
-    """Turn a published CLaRa checkpoint into a model directory.
+    """Turn a published CLaRa checkpoint into a model directory. The base LLM is not loaded for it.
 
     \b
     Example:
-      clara-dist import-apple CLaRa-7B-E2E/compression-16 models/clara-7b --base models/Mistral-7B-Instruct-v0.2
+      clara-dist import-apple apple/CLaRa-7B-E2E --subfolder compression-16 \
+        --base mistralai/Mistral-7B-Instruct-v0.2 --out models/clara-7b
     """
     from clara_dist.model import apple
 
-    apple.import_apple(checkpoint, base).save_pretrained(out)
-    print(f"wrote {out}")
+    report = apple.import_apple(checkpoint, out, base=base, subfolder=subfolder, revision=revision)
+    _print_report(report, verbose)
+
+
+@app.command("export-apple")
+def export_apple(
+    model: Annotated[Path, typer.Argument(help="Model directory.")],
+    out: Annotated[Path, typer.Option(help="Directory to write in the published layout.")],
+    base: BaseOption = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents that the published code answers from.")] = 5,
+    verbose: Verbose = False,
+) -> None:
+    """Write a model in the layout of the published checkpoints, for the published code.
+
+    \b
+    Example:
+      clara-dist export-apple runs/joint/joint/model --out exported/compression-16
+    """
+    from clara_dist.model import apple
+
+    _print_report(apple.export_apple(model, out, base=base, generation_top_k=top_k), verbose)
+
+
+def _print_report(report: Report, verbose: bool) -> None:
+    if verbose:
+        for tensor in report.tensors:
+            print(tensor)
+    print(report.summary())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -177,6 +178,29 @@ def stop_ids(model: PreTrainedModel) -> list[int]:
     if configured is None:
         return []
     return [configured] if isinstance(configured, int) else list(configured)
+
+
+@torch.no_grad()
+def replace_rows(model: PreTrainedModel, rows: Mapping[str, Tensor]) -> None:
+    """Put other first rows into a base's ``embed_tokens`` and ``lm_head``.
+
+    Raises:
+        ModelError: They do not fit.
+    """
+    if not rows:
+        return
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head.weight is embeddings.weight:  # tied; each may get rows of its own
+        head.weight = nn.Parameter(embeddings.weight.clone(), requires_grad=False)
+    modules = {"embed_tokens": embeddings, "lm_head": head}
+    for name, changed in rows.items():
+        if name not in modules or changed.shape[1:] != modules[name].weight.shape[1:]:
+            raise ModelError(
+                "the changed embeddings do not fit the base model",
+                got=f"{name} {tuple(changed.shape)}",
+                expected={name: tuple(module.weight.shape) for name, module in modules.items()},
+            )
+        modules[name].weight[: len(changed)] = changed.to(modules[name].weight)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +55,8 @@ class ClaraModel(nn.Module):
         frame_rows: Buffer ``[3, D]``, the embeddings of ``<AE>``, ``<ENC>``, ``<SEP>``; never trained, as published.
         head_rows: Buffer ``[n_added, D]`` or None: LM-head rows of the added tokens. Only imported checkpoints have
             them; without them the generator cannot emit an added token.
+        base_rows: First rows of the base's ``embed_tokens`` and ``lm_head`` that an imported checkpoint changed, as
+            they are in its files; the base has them already.
     """
 
     frame_rows: Tensor
@@ -68,9 +70,11 @@ class ClaraModel(nn.Module):
         memory_rows: Tensor,
         frame_rows: Tensor,
         head_rows: Tensor | None,
+        base_rows: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        self.base_rows = dict(base_rows or {})
         self.tokenizer = tokenizer
         self.quantization = base_models.quantization_of(base)
         self.peft = add_roles(base, config)
@@ -217,14 +221,19 @@ class ClaraModel(nn.Module):
 
     @cached_property
     def _base_fields(self) -> dict[str, str]:
-        return quantization_identity(self.quantization) | {
-            "base": base_identity(self.config.base_model, self.config.base_revision),
-            "tokenizer": self.tokenizer.fingerprint(),
-            "document_template": self.config.document_template,
-            "doc_max_tokens": str(self.config.doc_max_tokens),
-            "n_memory_tokens": str(self.config.n_memory_tokens),
-            "distinct_memory_tokens": str(self.config.distinct_memory_tokens),
-        }
+        embeddings = {name: rows for name, rows in self.base_rows.items() if name == "embed_tokens"}
+        return (
+            quantization_identity(self.quantization)
+            | {
+                "base": base_identity(self.config.base_model, self.config.base_revision),
+                "tokenizer": self.tokenizer.fingerprint(),
+                "document_template": self.config.document_template,
+                "doc_max_tokens": str(self.config.doc_max_tokens),
+                "n_memory_tokens": str(self.config.n_memory_tokens),
+                "distinct_memory_tokens": str(self.config.distinct_memory_tokens),
+            }
+            | ({"base_embeddings": hash_tensors(embeddings)} if embeddings else {})
+        )
 
     # --- roles and training -------------------------------------------------------------------------------------
 

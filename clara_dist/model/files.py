@@ -7,6 +7,7 @@
     DIR/<role>/adapter_config.json         PEFT's own layout, loadable by PEFT alone
     DIR/<role>/adapter_model.safetensors
     DIR/memory_embeddings.safetensors      memory [M or 1, D], frame [3, D], head [n_added, D] (imported models only)
+    DIR/base_embeddings.safetensors        rows of the base's embed_tokens and lm_head that an imported model changed
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from peft import set_peft_model_state_dict
+from peft import LoraConfig, set_peft_model_state_dict
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from clara_dist import __version__
-from clara_dist.config.model import ClaraConfig
+from clara_dist.config.model import ClaraConfig, Role
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
 from clara_dist.model import hub
@@ -39,6 +41,7 @@ from clara_dist.model.tokens import ClaraTokenizer
 
 CONFIG_FILE = "config.json"
 ROWS_FILE = "memory_embeddings.safetensors"
+BASE_ROWS_FILE = "base_embeddings.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 _VERSIONS = "written_with"
 _INCOMPLETE = "the model directory is incomplete"
@@ -86,6 +89,8 @@ def load_model(
     revision = hub.commit_of(base_path, revision, token=token)
     config = config.model_copy(update={"base_model": base_path, "base_revision": revision})
     base = load_base(base_path, revision=revision)
+    base_rows = _read_tensors(path / BASE_ROWS_FILE) if (path / BASE_ROWS_FILE).exists() else {}
+    base_models.replace_rows(base, base_rows)
     hf = base_models.load_tokenizer(str(path))
     tokenizer = ClaraTokenizer(hf, config, base_models.stop_ids(base))
     rows = _read_tensors(path / ROWS_FILE)
@@ -96,7 +101,7 @@ def load_model(
     found = {name: tuple(tensor.shape) for name, tensor in rows.items()}
     if found != shapes:
         raise ModelError(f"{path / ROWS_FILE} does not fit the base model", got=found, expected=shapes)
-    clara = cls(config, base, tokenizer, rows["memory"], rows["frame"], rows.get("head"))
+    clara = cls(config, base, tokenizer, rows["memory"], rows["frame"], rows.get("head"), base_rows)
     for role in config.roles:
         load_role(clara, role, _read_tensors(path / role / ADAPTER_FILE))
     return clara.to(device)
@@ -154,23 +159,37 @@ def push_model(
 
 def _write(clara: ClaraModel, config: ClaraConfig, path: Path) -> None:
     """Fill an empty directory; the same model gives the same bytes."""
-    states = {role: clara.role_state(role) for role in config.roles}
-    clara.tokenizer.hf.save_pretrained(path)
+    rows = {"memory": clara.memory_rows, "frame": clara.frame_rows}
+    if clara.head_rows is not None:
+        rows["head"] = clara.head_rows
+    roles = [(role, clara.peft.peft_config[role], clara.role_state(role)) for role in config.roles]
+    write_directory(path, config, clara.tokenizer.hf, roles, rows, clara.base_rows)
+
+
+def write_directory(
+    path: Path,
+    config: ClaraConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    roles: Iterable[tuple[Role, LoraConfig, Mapping[str, Tensor]]],
+    rows: Mapping[str, Tensor],
+    base_rows: Mapping[str, Tensor],
+) -> None:
+    """Fill an empty directory with a model. ``roles`` is asked for one role after the other."""
+    tokenizer.save_pretrained(path)
     tree = config.model_dump(mode="json") | {_VERSIONS: _versions()}
     (path / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    for role, state in states.items():
+    for role, lora, state in roles:
         (path / role).mkdir()
         save_file(_for_saving(state), path / role / ADAPTER_FILE, metadata={"format": "pt"})
-        settings = copy.copy(clara.peft.peft_config[role])
+        settings = copy.copy(lora)
         settings.base_model_name_or_path, settings.revision = config.base_model, config.base_revision
         if not isinstance(settings.target_modules, str):
             # A set of strings has another order in every process.
             settings.target_modules = sorted(settings.target_modules)
         settings.save_pretrained(str(path / role))
-    rows = {"memory": clara.memory_rows, "frame": clara.frame_rows}
-    if clara.head_rows is not None:
-        rows["head"] = clara.head_rows
     save_file(_for_saving(rows), path / ROWS_FILE, metadata={"format": "pt"})
+    if base_rows:
+        save_file(_for_saving(base_rows), path / BASE_ROWS_FILE, metadata={"format": "pt"})
 
 
 def _versions() -> dict[str, str]:
@@ -224,7 +243,7 @@ def replaced_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _for_saving(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _for_saving(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 

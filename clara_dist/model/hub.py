@@ -19,6 +19,7 @@ MODEL_FILES = [
     "config.json",
     "README.md",
     "memory_embeddings.safetensors",
+    "base_embeddings.safetensors",
     *[f"{role}/adapter_{file}" for role in ROLES for file in ("config.json", "model.safetensors")],
     *["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"],
     *["vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "additional_chat_templates/*"],

@@ -29,9 +29,16 @@ REFERENCE_NAME = {
 }
 
 
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("imported") / "model"
+    import_apple(DATA / "clara_tiny", path, base=str(DATA / "base_tiny"))
+    return path
+
+
 @pytest.fixture
-def clara() -> ClaraModel:
-    return import_apple(DATA / "clara_tiny", str(DATA / "base_tiny"))
+def clara(model_dir: Path) -> ClaraModel:
+    return ClaraModel.from_pretrained(model_dir)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +128,10 @@ def test_merged_compressor_gives_the_same_memory(clara: ClaraModel, inputs: dict
     assert (memory - data["memory"]).abs().max() < 1e-4
 
 
-def test_bfloat16_memory(inputs: dict) -> None:
+def test_bfloat16_memory(model_dir: Path, inputs: dict) -> None:
     """bf16 against the reference's own bf16: no further apart than the reference's bf16 is from its fp32 (3.6 %)."""
     data = load_file(DATA / "compress.safetensors")
-    model = import_apple(DATA / "clara_tiny", str(DATA / "base_tiny"), dtype="bfloat16")
+    model = ClaraModel.from_pretrained(model_dir, dtype="bfloat16")
     with torch.inference_mode():
         memory = model.encode("compressor", texts(model, inputs["documents"])).memory_BMD.float()
     error = (memory - data["memory_bf16"]).norm() / data["memory_bf16"].norm()
