@@ -16,7 +16,8 @@ from clara_dist.config.compress import CompressConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONFIGS = {"init": ClaraConfig, "compress": CompressConfig}
+# `compression_rate` is another way to give n_memory_tokens.
+SETTINGS = {"init": {*ClaraConfig.model_fields, "compression_rate"}, "compress": set(CompressConfig.model_fields)}
 
 
 def blocks(language: str) -> list[str]:
@@ -38,10 +39,12 @@ def test_command_exists_with_its_flags(line: str) -> None:
     while hasattr(command, "commands"):
         name = words.pop(0)
         command = command.commands[name]
-    flags = {flag for parameter in command.params for flag in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= flags
-    settings = {word.partition("=")[0] for word in words if "=" in word and not word.startswith("-")}
-    assert settings <= set(CONFIGS[name].model_fields if name in CONFIGS else ())
+    flags = {flag: parameter for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word for word in words if word.startswith("--")} <= flags.keys()
+    values = {i + 1 for i, word in enumerate(words) if word in flags and not flags[word].is_flag}
+    free = [word for i, word in enumerate(words) if i not in values and not word.startswith("-")]
+    settings = {word.partition("=")[0] for word in free if "=" in word}
+    assert settings <= SETTINGS.get(name, set())
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
