@@ -32,6 +32,7 @@ class Variant:
     sep: bool = True
     stage: str = "stage2"
     changed_rows: tuple[int, ...] = ()
+    tied_base: bool = False
     length: int = 40
     rate: int = 10
     r: int = 4
@@ -46,9 +47,12 @@ class Variant:
         return [*memory, "<AE>", "<ENC>", "<SEP>"]
 
 
-def round_to_bfloat16(base_dir: Path) -> Path:
+def round_to_bfloat16(base_dir: Path, *, tied: bool = False) -> Path:
     """Make a saved base one of bfloat16 values, as the published base is; else a checkpoint cannot hold its rows."""
     base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.bfloat16)
+    if tied:
+        base.config.tie_word_embeddings = True
+        base.get_output_embeddings().weight = base.get_input_embeddings().weight
     base.save_pretrained(base_dir)
     return base_dir
 
@@ -138,7 +142,7 @@ class PlainReference:
 
     def encoder_ids(self, texts: list[str]) -> Any:
         width = self.variant.length + 3
-        framed = [f"<ENC>{self.tokenizer.bos_token}{text}{self.tokenizer.eos_token}" for text in texts]
+        framed = [f"<ENC>{self.tokenizer.bos_token or ''}{text}{self.tokenizer.eos_token}" for text in texts]
         return self.tokenizer(
             framed,
             add_special_tokens=False,

@@ -27,7 +27,10 @@ VARIANTS = {
     "no separator": ("llama3", Variant(sep=False)),
     "neither": ("llama3", Variant(distinct=False, sep=False)),
     "changed rows": ("mistral", Variant(changed_rows=(5, 17))),
-    "early stage": ("llama3", Variant(stage="stage1_2")),
+    "first stage": ("mistral", Variant(stage="stage1", sep=False)),
+    "second stage": ("llama3", Variant(stage="stage1_2")),
+    "tied base": ("mistral", Variant(tied_base=True)),
+    "tied base, changed rows": ("llama3", Variant(tied_base=True, changed_rows=(5, 17))),
 }
 
 
@@ -36,7 +39,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Base, published checkpoint, imported model, and the variant."""
     family, variant = VARIANTS[request.param]
     path = tmp_path_factory.mktemp("published")
-    base = round_to_bfloat16(write_base(family, path / "base"))
+    base = round_to_bfloat16(write_base(family, path / "base"), tied=variant.tied_base)
     published = write_published(base, path / "checkpoint", variant)
     import_apple(published, path / "model", base=str(base))
     return base, published, path / "model", variant

@@ -91,8 +91,16 @@ class BaseOutline:
         """The first rows of the input embeddings or the LM head, read from the files chunk by chunk, with their start.
 
         Raises:
-            CheckpointError: The base's files do not have the matrix.
+            CheckpointError: The base's files do not have the matrix, or not so many rows of it.
         """
+        n_there, _ = self.matrix_shape(name)
+        if n_rows > n_there:
+            raise CheckpointError(
+                "the base model has fewer embedding rows than its tokenizer has tokens",
+                got=f"{n_there} rows in {name}",
+                expected=f"{n_rows} at least",
+                hint="use the tokenizer that belongs to the base model",
+            )
         key = self._keys[name]
         file = self._file_of(key)
         try:

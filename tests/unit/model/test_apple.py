@@ -117,6 +117,18 @@ def test_matrices_of_another_base(published: Path, tiny_base_dir: Path) -> None:
         imported(published, base="")
 
 
+def test_a_tokenizer_that_is_longer_than_the_base(published: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    base = shutil.copytree(BASE, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["later0", "later1"])
+    tokenizer.save_pretrained(base)
+    matrices = torch.load(published / MATRICES, weights_only=True)
+    torch.save({name: torch.cat([rows, rows[:2]]) for name, rows in matrices.items()}, published / MATRICES)
+    refused(published, r"fewer embedding rows than its tokenizer.*\n.*600 rows.*\n.*602 at least", base=str(base))
+
+
 def test_every_tensor_is_listed_with_its_place(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = published.parent / "model"
     with pytest.raises(SystemExit, match="0"):
