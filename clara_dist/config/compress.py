@@ -65,7 +65,8 @@ class CompressConfig(Config):
         passage_overlap_tokens: Tokens that a passage shares with the one before; None: 32, or a quarter of
             ``doc_max_tokens`` if that is less.
         shard_size_bytes: About the size of a shard, which is what one task reads, compresses and writes.
-        rows_per_shard: Rows of the corpus in a shard; None follows from ``shard_size_bytes``.
+        rows_per_shard: Rows of the corpus in a shard, fewer where they are long; None follows from
+            ``shard_size_bytes``.
         rejects: Where rejected rows are listed (jsonl); None means ``STORE.rejects.jsonl``.
         max_rejects: More rejected rows than this fail the job before anything is compressed: below 1 a fraction of all
             rows, from 1 on a count.
@@ -131,17 +132,19 @@ class CompressConfig(Config):
         place, mark, options = self.store.partition("?") if "://" in self.store else (self.store, "", "")
         return f"{place.rstrip('/')}.rejects.jsonl{mark}{options}"
 
-    def rows_of_shard(self, memory_size_bytes: int, doc_max_tokens: int) -> int:
-        """Rows of the corpus in a shard. It depends on the model alone, so that a job that resumes cuts alike.
+    def shard_bounds(self, memory_size_bytes: int, doc_max_tokens: int) -> tuple[int, int]:
+        """Rows of the corpus in a shard, and bytes of text; the one that is reached first ends it.
+
+        They depend on the model alone, so that a job that resumes cuts alike. Long documents become passages of about
+        ``doc_max_tokens``, so the text of as many passages as there may be rows makes as large a shard.
 
         Args:
-            memory_size_bytes: Of one document: M * D * 2.
+            memory_size_bytes: Of one passage: M * D * 2.
             doc_max_tokens: For the size of a text, of which most fit into what the model reads.
         """
-        if self.rows_per_shard is not None:
-            return self.rows_per_shard
-        rows = self.shard_size_bytes // (memory_size_bytes + _TEXT_BYTES_PER_TOKEN * doc_max_tokens)
-        return min(max(rows, 1), _MAX_ROWS_PER_SHARD)
+        text_size_bytes = _TEXT_BYTES_PER_TOKEN * doc_max_tokens
+        passages = max(self.shard_size_bytes // (memory_size_bytes + text_size_bytes), 1)
+        return self.rows_per_shard or min(passages, _MAX_ROWS_PER_SHARD), passages * text_size_bytes
 
     def overlap_tokens(self, doc_max_tokens: int) -> int:
         """Tokens that neighbouring passages of a document share.

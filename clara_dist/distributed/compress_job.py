@@ -66,8 +66,13 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
         each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker if uses_gpu else 0}
         require_room(each, 1, "a compressor")  # fewer than ``workers`` do the job as well
+        rows, size_bytes = _shard_bounds(config)
         units = plan_units(
-            config.corpus, format=config.format, fields=field_map(config), rows_per_unit=_rows_of_shard(config)
+            config.corpus,
+            format=config.format,
+            fields=field_map(config),
+            rows_per_unit=rows,
+            bytes_per_unit=size_bytes,
         )
         require_visible(_inputs(config, units), config.store)
         # Loading takes about as long as scanning: the two run side by side.
@@ -240,9 +245,9 @@ def _writer_info(config: CompressConfig, units: Sequence[CorpusUnit], survey: Su
     }
 
 
-def _rows_of_shard(config: CompressConfig) -> int:
+def _shard_bounds(config: CompressConfig) -> tuple[int, int]:
     n_memory_tokens, hidden_size = memory_shape(Path(config.model))
-    return config.rows_of_shard(2 * n_memory_tokens * hidden_size, read_config(Path(config.model)).doc_max_tokens)
+    return config.shard_bounds(2 * n_memory_tokens * hidden_size, read_config(Path(config.model)).doc_max_tokens)
 
 
 def absolute_paths(config: CompressConfig) -> CompressConfig:

@@ -33,7 +33,10 @@ _ROWS_TO_DETECT = 100
 
 @dataclass(frozen=True)
 class LineRange:
-    """Consecutive lines: bytes ``start`` to ``stop`` of the decompressed file, and their content hash."""
+    """Consecutive lines, bytes ``start`` to ``stop`` of the decompressed file, and their content hash.
+
+    Of other formats than lines: rows or files ``start`` to ``stop``, and the digest that `CorpusUnit` has.
+    """
 
     start: int
     stop: int
@@ -82,8 +85,10 @@ def _paths(rows: list[dict[str, Any]]) -> Iterator[str]:
                 yield from (f"{name}.{inner}" for inner in _paths([value]))
 
 
-def plan_lines(path: str, rows_per_unit: int) -> list[LineRange]:
-    """Cut a file into ranges of ``rows_per_unit`` lines, in one sequential pass and with flat memory.
+def plan_lines(path: str, rows_per_unit: int, bytes_per_unit: int) -> list[LineRange]:
+    """Cut a file into ranges, in one sequential pass and with flat memory.
+
+    A range ends with the line that completes ``rows_per_unit`` lines or ``bytes_per_unit`` bytes.
 
     Raises:
         DataError: The file cannot be read.
@@ -94,17 +99,21 @@ def plan_lines(path: str, rows_per_unit: int) -> list[LineRange]:
         first_line, n_lines, last_byte = 1, 0, b""
         digest = hashlib.blake2b(digest_size=16)
         while chunk := stream.read(_CHUNK_BYTES):
-            newlines = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
-            cut = 0
-            # Counting on from the lines of earlier chunks, every rows_per_unit-th newline closes a range.
-            for newline in newlines[rows_per_unit - 1 - n_lines :: rows_per_unit].tolist():
-                digest.update(memoryview(chunk)[cut : newline + 1])
-                cut = newline + 1
-                ranges.append(LineRange(start, position + cut, first_line, rows_per_unit, digest.hexdigest()))
-                start, first_line = position + cut, first_line + rows_per_unit
+            ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + 1
+            cut = n_counted = 0
+            while True:
+                last = n_counted + rows_per_unit - n_lines - 1  # lines of earlier chunks count
+                last = min(last, int(np.searchsorted(ends, start + bytes_per_unit - position)))
+                if last >= len(ends):
+                    break
+                n_lines += last + 1 - n_counted
+                digest.update(memoryview(chunk)[cut : ends[last]])
+                cut, n_counted = int(ends[last]), last + 1
+                ranges.append(LineRange(start, position + cut, first_line, n_lines, digest.hexdigest()))
+                start, first_line, n_lines = position + cut, first_line + n_lines, 0
                 digest = hashlib.blake2b(digest_size=16)
             digest.update(memoryview(chunk)[cut:])
-            n_lines = (n_lines + len(newlines)) % rows_per_unit
+            n_lines += len(ends) - n_counted
             position += len(chunk)
             last_byte = chunk[-1:]
     if position > start:

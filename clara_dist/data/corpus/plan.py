@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clara_dist.data.corpus.lines import LineRange, plan_lines, read_head
 from clara_dist.data.corpus.sources import Source, find_sources
 from clara_dist.data.corpus.tables import plan_table, table_fields
-from clara_dist.data.corpus.texts import text_digest
+from clara_dist.data.corpus.texts import plan_texts
 from clara_dist.data.corpus.units import CorpusFormat, CorpusUnit, RowFormat
 from clara_dist.data.documents import CONTENT_ID, ID_FIELDS, TEXT_FIELDS, USUAL_FIELDS, FieldMap
 from clara_dist.data.json_lines import DEFAULT_MAX_LINE_BYTES
@@ -24,6 +24,7 @@ def plan_units(
     format: CorpusFormat = "auto",
     fields: FieldMap = USUAL_FIELDS,
     rows_per_unit: int = 2048,
+    bytes_per_unit: int = 256 << 20,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
 ) -> list[CorpusUnit]:
     """Plan a corpus: the same corpus gives the same units, wherever it lies.
@@ -35,22 +36,25 @@ def plan_units(
             keep this order. A file named twice is read once. Paths must mean the same on every machine that reads.
         format: ``auto`` goes by the file's name, and tells documents from CLaRa training rows by the first good row.
         fields: Where a row has a document's parts.
-        rows_per_unit: Rows of one unit of work.
+        rows_per_unit: Rows of one unit of work, at most.
+        bytes_per_unit: The row that completes so many bytes ends a unit, too: bytes of the file, of tables those of
+            the text, so that a unit of long documents stays small enough for a worker's memory.
         max_line_bytes: Longer lines are rejected unread. A long text within it is accepted; the tokenizer cuts it.
 
     Raises:
         DataError: Nothing matches; a file is missing, empty, unreadable or of no known format; or no row that was
             looked at has a field that ``fields`` names.
     """
-    if rows_per_unit < 1 or max_line_bytes < 1:
-        raise DataError("rows_per_unit and max_line_bytes must be positive", got=(rows_per_unit, max_line_bytes))
+    sizes = (rows_per_unit, bytes_per_unit, max_line_bytes)
+    if min(sizes) < 1:
+        raise DataError("rows_per_unit, bytes_per_unit and max_line_bytes must be positive", got=sizes)
     names = [corpus] if isinstance(corpus, (str, Path)) else list(corpus)
     sources = find_sources([str(name) for name in names], format)
     heads = [_read_head(source, format, fields, max_line_bytes) for source in sources]
     _require_fields(sources, heads, fields)
     units: list[CorpusUnit] = []
     for source, head in zip(sources, heads, strict=True):
-        for part in _parts(source, head.format, rows_per_unit):
+        for part in _parts(source, head.format, fields, rows_per_unit, bytes_per_unit):
             units.append(
                 CorpusUnit(
                     index=len(units),
@@ -119,14 +123,11 @@ def _no_field(name: str, where: str, found: frozenset[str]) -> DataError:
     )
 
 
-def _parts(source: Source, row_format: RowFormat, rows_per_unit: int) -> Iterator[LineRange]:
+def _parts(
+    source: Source, row_format: RowFormat, fields: FieldMap, rows_per_unit: int, bytes_per_unit: int
+) -> Iterable[LineRange]:
     if row_format in ("jsonl", "clara"):
-        yield from plan_lines(source.path, rows_per_unit)
-        return
-    n_rows, digest = len(source.names), ""
-    if row_format != "text":
-        n_rows, digest = plan_table(source.path, row_format)
-    for start in range(0, n_rows, rows_per_unit):
-        stop = min(start + rows_per_unit, n_rows)
-        part = digest or text_digest(source.path, source.names[start:stop])
-        yield LineRange(start, stop, start + 1, stop - start, part)
+        return plan_lines(source.path, rows_per_unit, bytes_per_unit)
+    if row_format == "text":
+        return plan_texts(source.path, source.names, rows_per_unit, bytes_per_unit)
+    return plan_table(source.path, row_format, fields, rows_per_unit, bytes_per_unit)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clara_dist.data.corpus.lines import LineRange
 from clara_dist.data.corpus.units import CorpusUnit, RowFormat
 from clara_dist.data.documents import BadRow, Document, FieldMap, Reject, document_from_row, excerpt_of
 from clara_dist.data.json_lines import parse_json
@@ -51,21 +55,42 @@ def _paths(fields: Any, prefix: str = "") -> Iterator[str]:
             yield from _paths(field.type, f"{prefix}{field.name}.")
 
 
-def plan_table(path: str, row_format: RowFormat) -> tuple[int, str]:
-    """Number of rows, and content hash of the file.
+def plan_table(
+    path: str, row_format: RowFormat, fields: FieldMap, rows_per_unit: int, bytes_per_unit: int
+) -> list[LineRange]:
+    """Cut a file into ranges as `plan_lines` cuts lines, by the bytes of its texts.
 
     Raises:
-        DataError: It is no such file, or has no rows.
+        DataError: It is no such file, is damaged, or has no rows.
     """
-    with _opened(path, row_format, None, None) as cursor:
-        n_rows = cursor.n_rows
+    stops, n_rows, n_bytes = [], 0, 0
+    start = 0
+    with _opened(path, row_format, fields, None) as cursor:
+        for _, batch in cursor.slices(0, cursor.n_rows):
+            for size in _text_sizes(batch):
+                n_rows, n_bytes = n_rows + 1, n_bytes + size
+                if n_rows - start == rows_per_unit or n_bytes >= bytes_per_unit:
+                    stops.append(n_rows)
+                    start, n_bytes = n_rows, 0
     if n_rows == 0:
         raise DataError(f"{path} is empty: it has no rows")
     digest = hashlib.blake2b(digest_size=16)
     with open_bytes(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
-    return n_rows, digest.hexdigest()
+    edges = [0, *stops] if start == n_rows else [0, *stops, n_rows]
+    return [LineRange(low, high, low + 1, high - low, digest.hexdigest()) for low, high in itertools.pairwise(edges)]
+
+
+def _text_sizes(batch: Any) -> list[int]:
+    """Bytes of the strings of each row. Of strings inside objects nothing is known without reading them."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    return sizes.tolist()  # type: ignore[no-any-return]
 
 
 def read_table(unit: CorpusUnit, kept: KeptFile | None = None) -> Iterator[tuple[int, Document | Reject]]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from clara_dist.data.corpus.lines import changed_error
+from clara_dist.data.corpus.lines import LineRange, changed_error
 from clara_dist.data.corpus.units import CorpusUnit
 from clara_dist.data.documents import BadRow, Document, Reject, checked_text, excerpt_of
 from clara_dist.data.json_lines import Digest
@@ -16,16 +16,20 @@ from clara_dist.store import files
 _CHUNK_BYTES = 1024**2
 
 
-def text_digest(folder: str, names: Sequence[str]) -> str:
-    """Content hash of files, one after the other and with flat memory.
+def plan_texts(folder: str, names: Sequence[str], rows_per_unit: int, bytes_per_unit: int) -> Iterator[LineRange]:
+    """Cut a list of files into ranges as `plan_lines` cuts lines; reads them one after the other, with flat memory.
 
     Raises:
         DataError: A file cannot be read.
     """
+    start = n_bytes = 0
     digest = hashlib.blake2b(digest_size=16)
-    for name in names:
-        _read(files.join(folder, name), 0, digest)
-    return digest.hexdigest()
+    for stop, name in enumerate(names, 1):
+        n_bytes += _read(files.join(folder, name), 0, digest)[1]
+        if stop - start == rows_per_unit or n_bytes >= bytes_per_unit or stop == len(names):
+            yield LineRange(start, stop, start + 1, stop - start, digest.hexdigest())
+            start, n_bytes = stop, 0
+            digest = hashlib.blake2b(digest_size=16)
 
 
 def read_texts(unit: CorpusUnit) -> Iterator[tuple[int, Document | Reject]]:
@@ -37,7 +41,7 @@ def read_texts(unit: CorpusUnit) -> Iterator[tuple[int, Document | Reject]]:
     digest = hashlib.blake2b(digest_size=16)
     for number, name in enumerate(unit.names, unit.first_line):
         path, line = unit.place(number)
-        content = _read(path, unit.max_line_bytes, digest)
+        content, _ = _read(path, unit.max_line_bytes, digest)
         try:
             yield number, _document(name, content)
         except BadRow as bad:
@@ -62,8 +66,8 @@ def _document(name: str, content: bytes | None) -> Document:
         raise
 
 
-def _read(path: str, max_bytes: int, digest: Digest) -> bytes | None:
-    """The content, or None if it is longer. ``digest`` sees all of it, and its length."""
+def _read(path: str, max_bytes: int, digest: Digest) -> tuple[bytes | None, int]:
+    """The content (None if it is longer) and its length. ``digest`` sees all of it, and its length."""
     parts: list[bytes] = []
     n_bytes = 0
     with open_bytes(path) as stream:
@@ -73,4 +77,4 @@ def _read(path: str, max_bytes: int, digest: Digest) -> bytes | None:
             if n_bytes <= max_bytes:
                 parts.append(chunk)
     digest.update(f":{n_bytes};".encode())  # two files are not the same as one of both contents
-    return b"".join(parts) if n_bytes <= max_bytes else None
+    return b"".join(parts) if n_bytes <= max_bytes else None, n_bytes

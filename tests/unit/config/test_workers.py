@@ -55,6 +55,9 @@ def test_a_gpu_can_be_shared_but_two_would_be_idle() -> None:
     ],
 )
 def test_shards_are_sized_in_bytes(m: int, d: int, doc_max_tokens: int, rows: int) -> None:
-    assert CompressConfig(**JOB).rows_of_shard(2 * m * d, doc_max_tokens) == rows
-    assert CompressConfig(**JOB, rows_per_shard=7).rows_of_shard(2 * m * d, doc_max_tokens) == 7
-    assert CompressConfig(**JOB, shard_size_bytes=1).rows_of_shard(2 * m * d, doc_max_tokens) == 1
+    passages = (256 << 20) // (2 * m * d + 4 * doc_max_tokens)
+    # As many passages of one long document fill a shard as short documents would.
+    assert CompressConfig(**JOB).shard_bounds(2 * m * d, doc_max_tokens) == (rows, passages * 4 * doc_max_tokens)
+    assert CompressConfig(**JOB, rows_per_shard=7).shard_bounds(2 * m * d, doc_max_tokens)[0] == 7
+    one = CompressConfig(**JOB, shard_size_bytes=1).shard_bounds(2 * m * d, doc_max_tokens)
+    assert one == (1, 4 * doc_max_tokens)

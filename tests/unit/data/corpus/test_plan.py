@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clara_dist.data.corpus import corpus_fingerprint, lines, plan_units, read_unit
@@ -30,14 +33,19 @@ def test_units_tile_the_file_whatever_the_chunks(tmp_path: Path, monkeypatch: py
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(content)
     monkeypatch.setattr(lines, "_CHUNK_BYTES", rng.randint(1, 50))
-    rows_per_unit = rng.randint(1, 9)
-    units = plan_units(path, rows_per_unit=rows_per_unit)
+    rows_per_unit, bytes_per_unit = rng.randint(1, 9), rng.choice([1, 20, 60, 10**6])
+    units = plan_units(path, rows_per_unit=rows_per_unit, bytes_per_unit=bytes_per_unit)
 
     pieces = [content[unit.start : unit.stop] for unit in units]
     assert b"".join(pieces) == content.removeprefix(b"\xef\xbb\xbf")
     all_lines = content.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
     assert [unit.n_rows for unit in units] == [len(piece.splitlines()) for piece in pieces]
-    assert [unit.first_line for unit in units] == list(range(1, len(all_lines) + 1, rows_per_unit))
+    starts, n_rows, n_bytes = [0], 0, 0
+    for number, line in enumerate(all_lines, 1):
+        n_rows, n_bytes = n_rows + 1, n_bytes + len(line)
+        if n_rows == rows_per_unit or n_bytes >= bytes_per_unit:
+            starts, n_rows, n_bytes = [*starts, number], 0, 0
+    assert [unit.first_line - 1 for unit in units] == [start for start in starts if start < len(all_lines)]
     assert [unit.index for unit in units] == list(range(len(units)))
 
 
@@ -142,3 +150,24 @@ def test_a_unit_crosses_processes(tmp_path: Path) -> None:
     assert copy == unit
     assert copy.identity == unit.identity
     assert ids([copy]) == ["a"]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow", "text"])
+def test_long_documents_make_units_of_fewer_rows(tmp_path: Path, format: str) -> None:
+    sizes = [10, 10, 300, 10, 10, 10, 999, 10, 120, 120]
+    columns = {"id": [f"d{i}" for i in range(10)], "text": ["x" * size for size in sizes]}
+    if format == "jsonl":
+        rows = (json.dumps({"id": f"d{i}", "text": "x" * (size - 3)}) for i, size in enumerate(sizes))
+        (tmp_path / "c.jsonl").write_text("".join(row.replace(" ", "") + "\n" for row in rows))
+    elif format == "parquet":
+        pq.write_table(pa.table(columns), tmp_path / "c.parquet", row_group_size=4)
+    elif format == "arrow":
+        with pa.ipc.new_stream(tmp_path / "c.arrow", pa.table(columns).schema) as writer:
+            writer.write_table(pa.table(columns), max_chunksize=3)
+    else:
+        for i, size in enumerate(sizes):
+            (tmp_path / f"d{i}.txt").write_text("x" * size)
+    units = plan_units(tmp_path, rows_per_unit=4, bytes_per_unit=250)
+    assert [unit.n_rows for unit in units] == [3, 4, 3]
+    read = [item.doc_id.removesuffix(".txt") for unit in units for item in read_unit(unit)]
+    assert read == columns["id"]
