@@ -52,7 +52,8 @@ def import_apple(
     Adapters and added rows become float32, as in every model directory; bfloat16 values survive that exactly.
 
     Args:
-        checkpoint: Directory of the three files, a directory of such directories (``compression-16`` ...), or a hub id.
+        checkpoint: Directory of the three files, a directory of such directories (``compression-16`` ...), or a hub id,
+            ``user/name`` or ``user/name/compression-16``.
         out: Model directory to write; replaced as a whole if it exists. Its ``import-report.json`` lists every tensor.
         base: The base LLM, a directory or a hub id. None takes the recorded name, which may be a path on the authors'
             machine.
@@ -105,12 +106,16 @@ def _locate(checkpoint: str | Path, subfolder: str | None, revision: str | None)
         root = Path(checkpoint)
         folders = sorted(file.parent.relative_to(root).as_posix() for file in root.glob(f"**/{ADAPTERS_FILE}"))
         return root / _choose(str(checkpoint), folders, subfolder)
+    parts = checkpoint.rstrip("/").split("/")
+    repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
+    if inner and subfolder is not None:
+        raise CheckpointError("two sub-folders are named", got=f"{checkpoint}, {subfolder}", expected="one of them")
     try:
-        names = HfApi().list_repo_files(checkpoint, revision=revision)
+        names = HfApi().list_repo_files(repo, revision=revision)
         folders = sorted(str(Path(name).parent.as_posix()) for name in names if Path(name).name == ADAPTERS_FILE)
-        folder = _choose(checkpoint, folders, subfolder)
+        folder = _choose(repo, folders, inner or subfolder)
         wanted = [file if folder == "." else f"{folder}/{file}" for file in _FILES]
-        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=wanted)) / folder
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted)) / folder
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} is neither a directory nor a checkpoint on the Hub that can be read",

@@ -166,6 +166,16 @@ def test_from_the_hub(published: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert not any("modeling" in request or request.endswith("README.md") for request in fetched)
         clara = ClaraModel.from_pretrained(tmp_path / "hub")
         assert clara.config.base_revision == hub.repos["someone/base"].sha
+        named = import_apple("apple/CLaRa/compression-16", tmp_path / "named", base="someone/base")
+        assert named.source.endswith("/compression-16")
+        with pytest.raises(CheckpointError, match="no checkpoint compression-4"):
+            import_apple("apple/CLaRa/compression-4", tmp_path / "none", base="someone/base")
+        n_asked = len(hub.requests)
+        with pytest.raises(CheckpointError, match="neither a directory nor a checkpoint on the Hub"):
+            import_apple("/apple/CLaRa/compression-16", tmp_path / "none", base="someone/base")
+        assert len(hub.requests) == n_asked  # a path that is not there is no hub id
+        with pytest.raises(CheckpointError, match="two sub-folders"):
+            import_apple("apple/CLaRa/compression-16", tmp_path / "none", base="x", subfolder="compression-4")
         with pytest.raises(CheckpointError, match="neither a directory nor a checkpoint on the Hub"):
             import_apple("apple/none", tmp_path / "none", base="someone/base")
 
