@@ -19,6 +19,7 @@ from clara_dist import __version__
 from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import CorpusUnit, corpus_fingerprint, plan_units
 from clara_dist.distributed.actor_pool import ActorPool, Mapper
+from clara_dist.distributed.compress_append import require_new
 from clara_dist.distributed.compress_metrics import CompressMetrics
 from clara_dist.distributed.compress_report import CompressReport, JobCosts
 from clara_dist.distributed.compress_resume import finished_shards
@@ -116,6 +117,8 @@ def run(
     if existing is not None and was_complete:
         manifest, n_kept, rate = existing, 0, None
     else:
+        if existing is not None and survey.id_hashes:
+            require_new(config.store, tasks, [survey.id_hashes[task.work.unit.index] for task in tasks])
         kept = finished_shards(config.store, identity.schema(config), [task.name for task in tasks], scan_on)
         n_kept = sum(info.documents for info in kept.values())
         progress = Progress("documents", survey.n_documents)

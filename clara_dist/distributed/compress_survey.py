@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from clara_dist.config.compress import CompressConfig
@@ -31,12 +33,15 @@ class Survey:
         documents: Documents of each unit that are left.
         n_rejected: Rows that do not enter the store because they are bad, or another of their doc_id does.
         n_repeated: Texts that are left out because the same one is in the corpus already.
+        id_hashes: Those of each unit's documents that are left, see `UnitScan`; only for a job that must not meet them
+            in its store, else empty.
     """
 
     work: list[UnitWork]
     documents: list[int]
     n_rejected: int
     n_repeated: int
+    id_hashes: list[npt.NDArray[np.uint64]]
 
     @property
     def n_documents(self) -> int:
@@ -69,6 +74,9 @@ def survey_corpus(config: CompressConfig, units: Sequence[CorpusUnit], scan_on: 
         documents=[scan.n_documents - len(_ordinals(duplicates.get(scan.index))) for scan in scans],
         n_rejected=n_bad + n_losers,
         n_repeated=sum(repeated),
+        id_hashes=[np.delete(scan.id_hashes, _ordinals(duplicates.get(scan.index)), axis=0) for scan in scans]
+        if config.append and config.on_existing == "error"
+        else [],
     )
     if config.on_duplicate == "error" and n_losers:
         raise DataError(

@@ -102,6 +102,15 @@ def append_shards(
     return update(storage, "append", change, writer_info)
 
 
+def already_there(url: str, doc_ids: Sequence[str], n: int) -> StoreError:
+    """The error for ``n`` documents that a store has already, of which it names some."""
+    return StoreError(
+        f"{n} of the documents are in the store {url} already; nothing was appended",
+        got=", ".join(map(repr, doc_ids)) + (", ..." if n > len(doc_ids) else ""),
+        hint="`on-existing` skip keeps the stored ones, replace takes the new ones",
+    )
+
+
 def append_store(store: StoreLocation, source: StoreLocation, *, on_existing: OnExisting = "error") -> Manifest:
     """Add the documents of another store that the same model wrote; its shards are copied, one at a time.
 
@@ -159,11 +168,7 @@ def _appended(
     replaced: Deletions = {}
     if existing and on_existing == "error":
         names = pc.unique(pa.chunked_array([found.parent_ids for found in existing])).to_pylist()
-        raise StoreError(
-            f"{len(names)} of the documents are in the store {storage.url} already; nothing was appended",
-            got=", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else ""),
-            hint="`on-existing` skip keeps the stored ones, replace takes the new ones",
-        )
+        raise already_there(storage.url, names[:_NAMED], len(names))
     if existing and on_existing == "skip":
         candidates = [c.select(pc.invert(c.named_as(existing))) for c in candidates]
     if existing and on_existing == "replace":

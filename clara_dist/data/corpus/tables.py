@@ -90,7 +90,7 @@ def _text_sizes(batch: Any) -> list[int]:
             column = column.dictionary_decode()
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
-    return sizes.tolist()  # type: ignore[no-any-return]
+    return sizes.tolist()
 
 
 def read_table(unit: CorpusUnit, kept: KeptFile | None = None) -> Iterator[tuple[int, Document | Reject]]:

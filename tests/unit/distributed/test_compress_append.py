@@ -17,6 +17,7 @@ from clara_dist.distributed.compress_job import CompressReport, run
 from clara_dist.distributed.compress_workers import identify_model
 from clara_dist.errors import ConfigError, StoreError
 from clara_dist.store import MemoryStore, append_store, delete, diff, verify
+from clara_dist.store.writer import shard_names
 
 
 @pytest.fixture
@@ -66,6 +67,7 @@ def test_documents_that_are_there_are_refused_skipped_or_replaced(settings: dict
     with pytest.raises(StoreError, match=r"1 of the documents are in the store.*\n.*'b'"):
         compress(settings, later, append=True)
     assert MemoryStore.open(settings["store"]).version == 1
+    assert len(shard_names(settings["store"])) == 1  # it was told before anything was compressed
     skipped = compress(settings, later, append=True, on_existing="skip")
     assert (skipped.version, skipped.n_documents) == (2, 4)
     assert texts_of(settings["store"]) == {"a": "rain", "b": "island", "c": "nine", "d": "gauges"}
@@ -73,6 +75,21 @@ def test_documents_that_are_there_are_refused_skipped_or_replaced(settings: dict
     replaced = compress(settings, newest, append=True, on_existing="replace")
     assert (replaced.version, replaced.n_documents) == (3, 5)
     assert texts_of(settings["store"])["b"] == "newest island"
+
+
+def test_a_corpus_that_has_grown_meets_what_it_brought_before(settings: dict[str, Any], tmp_path: Path):
+    long = "rain on island nine and gauges emptied at nine " * 4
+    texts = {"a": "rain", "b": long, "c": "nine", "d": "at"}
+    compress(settings, corpus(tmp_path, "growing", texts), append=True)
+    # The first shard is the store's own; the last one, which has grown, brings d again, and a, which it loses.
+    path = corpus(tmp_path, "growing", {**texts, "e": "new"})
+    Path(path).write_text(Path(path).read_text() + '{"doc_id": "a", "text": "island"}\n')
+    with pytest.raises(StoreError, match=r"^1 of the documents are in the store.*\n  got: 'd'\n"):
+        compress(settings, path, append=True, max_rejects=1)
+    delete(settings["store"], doc_ids=["d"])
+    assert compress(settings, path, append=True, max_rejects=1).n_documents == 5
+    with pytest.raises(StoreError, match=r"1 of the documents are in the store.*\n.*'b'"):  # stored as passages
+        compress(settings, corpus(tmp_path, "other", {"b": "island", "f": "at"}), append=True)
 
 
 def test_a_job_that_is_repeated_does_not_bring_deleted_documents_back(settings: dict[str, Any], tmp_path: Path):
