@@ -88,7 +88,7 @@ def store_versions(store: StoreArgument, as_json: JsonOption = False) -> None:
     for manifest in manifests:
         print(
             f"{manifest.version:>7}  {manifest.created_at}  {manifest.operation:<9} "
-            f"{manifest.n_documents:>12,} documents in {len(manifest.shards)} shards"
+            f"{manifest.n_documents:>12,} rows in {len(manifest.shards)} shards"
         )
 
 
@@ -108,7 +108,7 @@ def store_verify(store: StoreArgument, version: VersionOption = None, as_json: J
     else:
         print(
             f"{report.url} version {report.version}: "
-            f"{report.n_documents:,} documents in {report.n_shards} shards, {report.size_bytes:,} bytes"
+            f"{report.n_documents:,} rows in {report.n_shards} shards, {report.size_bytes:,} bytes"
         )
         for problem in report.problems:
             print(f"  {problem.file}: {problem.what}")

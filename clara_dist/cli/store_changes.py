@@ -65,7 +65,7 @@ def store_delete(
     report = delete(store, doc_ids=names or None, where=filters, missing_ok=missing_ok)
     for doc_id in report.missing:
         print(f"not in the store: {doc_id}")
-    print(f"deleted {report.n_deleted:,} documents")
+    print(f"deleted {report.n_deleted:,} rows")
     _tell(store, report.manifest)
 
 
@@ -180,7 +180,7 @@ def store_gc(
 def _tell(store: str, manifest: Manifest) -> None:
     print(
         f"store {store}, version {manifest.version}: "
-        f"{manifest.n_documents:,} documents in {len(manifest.shards)} shards"
+        f"{manifest.n_documents:,} rows in {len(manifest.shards)} shards"
     )
 
 

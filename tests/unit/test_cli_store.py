@@ -30,7 +30,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
 
 def test_the_commands_in_a_row(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "delete", store, "--where", "lang=fr", "--where", "good=true")
-    assert out.splitlines() == ["deleted 2 documents", f"store {store}, version 2: 4 documents in 2 shards"]
+    assert out.splitlines() == ["deleted 2 rows", f"store {store}, version 2: 4 rows in 2 shards"]
     out = run(capsys, "info", store)
     assert "documents      4, as 4 passages in 2 shards" in out
     assert "column         year (int64)" in out
@@ -43,7 +43,7 @@ def test_the_commands_in_a_row(store: str, tmp_path: Path, capsys: pytest.Captur
     assert "version 1: 6 documents" in run(capsys, "import", parquet, copy)
     assert "4 of the documents" in run(capsys, "append", store, copy, code=1)
     assert "version 3: 6 documents" in run(capsys, "append", store, copy, "--on-existing", "skip")
-    assert "version 4: 6 documents in 1 shards" in run(capsys, "compact", store)
+    assert "version 4: 6 rows in 1 shards" in run(capsys, "compact", store)
     assert json.loads(run(capsys, "diff", store, copy, "--json"))["equal"]
     assert "version 5: 4 documents" in run(capsys, "restore", store, "--version", "2")
     listed = [line.split()[2] for line in run(capsys, "versions", store).splitlines()]
