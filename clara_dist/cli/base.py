@@ -36,6 +36,19 @@ Overrides = Annotated[
 ModelOption = Annotated[str | None, typer.Option("--model", help="Model directory.")]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Memory store: a directory or a URL.")]
 
+# What a corpus is and where its rows have what: of every command that reads one.
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="auto, jsonl, clara, beir, flashrag, parquet, huggingface or text."),
+]
+IdField = Annotated[str | None, typer.Option("--id-field", help="Field of the id; none: ids from the texts.")]
+TextField = Annotated[str | None, typer.Option("--text-field", help="Field of the text; a dot leads into an object.")]
+TitleField = Annotated[str | None, typer.Option("--title-field", help="Field of the title.")]
+MetadataFields = Annotated[
+    str | None,
+    typer.Option("--metadata-fields", metavar="NAME[=FIELD],...", help="Further fields to keep as metadata."),
+]
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C.

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from clara_dist.cli.base import ConfigFile, ModelOption, Overrides, StoreOption, app, resolve
+from clara_dist.cli.base import (
+    ConfigFile,
+    FormatOption,
+    IdField,
+    MetadataFields,
+    ModelOption,
+    Overrides,
+    StoreOption,
+    TextField,
+    TitleField,
+    app,
+    resolve,
+)
 
 
 @app.command()
@@ -26,15 +38,11 @@ def compress(
     on_existing: Annotated[
         str | None, typer.Option(metavar="error|skip|replace", help="With --append: documents that are there already.")
     ] = None,
-    format: Annotated[
-        str | None, typer.Option(help="auto, jsonl, clara, beir, flashrag, parquet, huggingface or text.")
-    ] = None,
-    id_field: Annotated[str | None, typer.Option(help="Field of the id; none: ids from the texts.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="Field of the text; a dot leads into an object.")] = None,
-    title_field: Annotated[str | None, typer.Option(help="Field of the title.")] = None,
-    metadata_fields: Annotated[
-        str | None, typer.Option(metavar="NAME[=FIELD],...", help="Further fields to keep as metadata.")
-    ] = None,
+    format: FormatOption = None,
+    id_field: IdField = None,
+    text_field: TextField = None,
+    title_field: TitleField = None,
+    metadata_fields: MetadataFields = None,
     metadata_column: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:TYPE", help="Metadata as a typed column, to filter by; repeatable."),

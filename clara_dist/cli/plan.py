@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clara_dist.cli.base import app
+from clara_dist.cli.base import FormatOption, IdField, MetadataFields, TextField, TitleField, app, resolve
 
 if TYPE_CHECKING:
     from clara_dist.planning import Plan, Workload
@@ -27,6 +27,11 @@ def plan(
     tokens: Annotated[str, typer.Option(help="Tokens of a text: 256, or shares: 64:0.2,128:0.5,256:0.3.")] = "256",
     corpus: Annotated[list[str] | None, typer.Option(help="Count and sample these files instead.")] = None,
     sample: Annotated[int, typer.Option(help="Documents of the corpus to look at.", min=1)] = 2000,
+    format: FormatOption = None,
+    id_field: IdField = None,
+    text_field: TextField = None,
+    title_field: TitleField = None,
+    metadata_fields: MetadataFields = None,
     gpu: Annotated[str | None, typer.Option(help="A100, H100, H200 or L40S.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Result of `clara-dist bench compress`.")] = None,
     utilization: Annotated[float | None, typer.Option(help="Share of the GPU's peak; 0.6 if not measured.")] = None,
@@ -63,10 +68,14 @@ def plan(
     else:
         raise ConfigError("a plan needs a model", hint="name --model, --base-config, or --parameters and --hidden-size")
     if corpus:
+        from clara_dist.config.corpus import CorpusConfig
         from clara_dist.planning.sample import sample_lengths
 
+        given = {"id_field": id_field, "text_field": text_field, "title_field": title_field}
+        given |= {"metadata_fields": metadata_fields, "format": format}
+        read = resolve(CorpusConfig, None, None, {"corpus": corpus, **given})
         has_tokenizer = tokenizer if tokenizer is not None and tokenizer.is_file() else None
-        counted, lengths = sample_lengths(corpus, sample, doc_max_tokens=doc_max_tokens, tokenizer=has_tokenizer)
+        counted, lengths = sample_lengths(read, sample, doc_max_tokens=doc_max_tokens, tokenizer=has_tokenizer)
     else:
         counted, lengths = None, Lengths.parse(tokens)
     n_passages = passages or counted

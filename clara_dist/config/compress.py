@@ -6,14 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clara_dist.config.base import Config
+from clara_dist.config.corpus import CorpusConfig, parse_pairs
 from clara_dist.config.model import Attention, Dtype, Quantization
 from clara_dist.config.workers import WorkerRange
 from clara_dist.errors import ConfigError
 
-CorpusFormat = Literal["auto", "jsonl", "clara", "beir", "flashrag", "parquet", "huggingface", "text"]
 ColumnType = Literal["string", "int64", "float64", "bool"]
-
 
 # About what English has in vocabularies of 32,000 and more.
 _TEXT_BYTES_PER_TOKEN = 4
@@ -22,27 +20,15 @@ _OVERLAP_TOKENS = 32
 _MAX_ROWS_PER_SHARD = 4096
 
 
-def _pairs(value: Any, separator: str) -> dict[str, str]:
-    """``a, b=c.d`` as a mapping, as it is written on a command line; a name alone stands for itself."""
-    parts = value.split(",") if isinstance(value, str) else list(value)
-    pairs = [str(part).partition(separator) for part in parts]
-    if not all(name.strip() for name, _, _ in pairs):
-        raise ValueError(f"{value!r} is not NAME{separator}VALUE, ...")
-    return {name.strip(): (target or name).strip() for name, _, target in pairs}
+def default_overlap_tokens(doc_max_tokens: int) -> int:
+    """Tokens that neighbouring passages of a document share where nothing else is asked for."""
+    return min(_OVERLAP_TOKENS, doc_max_tokens // 4)
 
 
-class CompressConfig(Config):
-    """A corpus becomes a memory store.
+class CompressConfig(CorpusConfig):
+    """A corpus becomes a memory store; for the fields of the corpus see `CorpusConfig`.
 
     Attributes:
-        corpus: Files, directories, globs or URLs, read in this order; ``hf://datasets/ORG/NAME`` is a dataset of the
-            Hugging Face hub, with ``@REVISION`` and ``?config=C&split=S`` behind it where needed.
-        format: How to read them; ``auto`` decides per file.
-        id_field: Where a row has its id, as a path with dots; None: the first of doc_id, id and _id. ``none`` names
-            documents by their text, as CLaRa training rows do.
-        text_field: Where it has its text; None: text, or contents, whose first line is the title (FlashRAG).
-        title_field: Where it has its title; None: title.
-        metadata_fields: Further metadata, each a name and where a row has it; also written ``a,b=c.d``.
         model: Model directory. ``base_model`` overrides where its base LLM is.
         store: Where the store goes: a directory that every worker sees, or a URL.
         metadata_columns: Metadata that becomes typed columns, for filters; also written ``year:int64``. One that is in
@@ -77,12 +63,6 @@ class CompressConfig(Config):
             ``skip`` keeps the stored one, ``replace`` takes the new one.
     """
 
-    corpus: tuple[str, ...] = Field(min_length=1)
-    format: CorpusFormat = "auto"
-    id_field: str | None = None
-    text_field: str | None = None
-    title_field: str | None = None
-    metadata_fields: dict[str, str] = Field(default_factory=dict)
     model: str
     base_model: str | None = None
     store: str
@@ -114,15 +94,10 @@ class CompressConfig(Config):
             raise ValueError("append adds to what overwrite replaces: choose one")
         return self
 
-    @field_validator("metadata_fields", mode="before")
-    @classmethod
-    def _parse_fields(cls, value: Any) -> Any:
-        return value if isinstance(value, dict) else _pairs(value, "=")
-
     @field_validator("metadata_columns", mode="before")
     @classmethod
     def _parse_columns(cls, value: Any) -> Any:
-        return value if isinstance(value, dict) else _pairs(value, ":")
+        return value if isinstance(value, dict) else parse_pairs(value, ":")
 
     @property
     def rejects_path(self) -> str:
@@ -154,7 +129,7 @@ class CompressConfig(Config):
         """
         overlap = self.passage_overlap_tokens
         if overlap is None:
-            return min(_OVERLAP_TOKENS, doc_max_tokens // 4)
+            return default_overlap_tokens(doc_max_tokens)
         if 2 * overlap > doc_max_tokens:
             raise ConfigError(
                 "passages share too much of their text",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clara_dist.config.corpus import CorpusConfig
 
 ID_FIELDS = ("doc_id", "id", "_id")
 TEXT_FIELDS = ("text", "contents")
@@ -51,6 +54,17 @@ class FieldMap:
     title: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
     columns: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: CorpusConfig, columns: Iterable[str] = ()) -> FieldMap:
+        """The map that settings describe; metadata ``columns`` are found at the top of a row, too."""
+        return cls(
+            doc_id=config.id_field,
+            text=config.text_field,
+            title=config.title_field,
+            metadata=tuple(sorted(config.metadata_fields.items())),
+            columns=tuple(sorted(set(columns) - config.metadata_fields.keys())),
+        )
 
     @property
     def top_level(self) -> frozenset[str]:

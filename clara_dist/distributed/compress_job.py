@@ -18,12 +18,12 @@ import ray
 from clara_dist import __version__
 from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import CorpusUnit, corpus_fingerprint, plan_units
+from clara_dist.data.documents import FieldMap
 from clara_dist.distributed.actor_pool import ActorPool, Mapper
 from clara_dist.distributed.compress_append import require_new
 from clara_dist.distributed.compress_metrics import CompressMetrics
 from clara_dist.distributed.compress_report import CompressReport, JobCosts
 from clara_dist.distributed.compress_resume import finished_shards
-from clara_dist.distributed.compress_scan import field_map
 from clara_dist.distributed.compress_survey import Survey, survey_corpus
 from clara_dist.distributed.compress_workers import (
     ModelIdentity,
@@ -71,7 +71,7 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
         units = plan_units(
             config.corpus,
             format=config.format,
-            fields=field_map(config),
+            fields=FieldMap.from_config(config, config.metadata_columns),
             rows_per_unit=rows,
             bytes_per_unit=size_bytes,
         )

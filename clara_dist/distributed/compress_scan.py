@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import CorpusUnit, UnitScan, read_unit, reject_line, scan_unit
-from clara_dist.data.documents import Document, FieldMap, Reject
+from clara_dist.data.documents import Document, Reject
 from clara_dist.data.streams import KeptFile
 from clara_dist.store.schema import is_metadata_value
 
@@ -35,18 +34,6 @@ class Listing:
 
     lines: bytes
     examples: tuple[str, ...]
-
-
-def field_map(config: CompressConfig) -> FieldMap:
-    """Where the job's rows have a document's parts. A typed column is found at the top of a row, too."""
-    columns = {name: name for name in config.metadata_columns}
-    return FieldMap(
-        doc_id=config.id_field,
-        text=config.text_field,
-        title=config.title_field,
-        metadata=tuple(sorted(config.metadata_fields.items())),
-        columns=tuple(sorted(columns.keys() - config.metadata_fields.keys())),
-    )
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ class Plan:
         memory_size_bytes: Memories in the store.
         text_size_bytes: Texts, titles, ids and metadata in the store.
         index_size_bytes: Of an approximate index: one byte for each of D components, and an id; exact search has none.
-        read_bytes: The corpus, which is read twice (scan, compress), and the model, which every worker loads.
+        read_bytes: The corpus, which is read three times (plan, scan, compress), and the model, which every worker
+            loads.
         written_bytes: The store.
         network_bits_per_s: Mean of reading and writing together while it runs.
         compute_cost: Worker hours and start-up, where the price of an hour is known.
@@ -170,7 +171,7 @@ def estimate(
         wall hours    = worker hours / N + start-up
         store         = S * (M * D * 2 + bytes of a text + 64)
         index         = S * (D + 8)
-        read          = 2 * corpus + N * weights in bf16
+        read          = 3 * corpus + N * weights in bf16
         cost          = (worker hours + N * start-up) * dollars an hour
 
     Args:
@@ -199,7 +200,7 @@ def estimate(
     memory = s * work.n_memory_tokens * d * 2.0
     text = s * (work.lengths.bytes_per_text + _ROW_BYTES)
     index = s * (d + _ID_BYTES)
-    read = 2 * s * work.lengths.bytes_per_text + n_workers * weights_bytes
+    read = 3 * s * work.lengths.bytes_per_text + n_workers * weights_bytes
     hourly = cost_per_hour if cost_per_hour is not None else (gpu.cost_per_hour if gpu else None)
     return Plan(
         flops_per_document=flops,

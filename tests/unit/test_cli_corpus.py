@@ -6,8 +6,8 @@ import pytest
 
 from clara_dist import cli
 from clara_dist.config.compress import CompressConfig
+from clara_dist.data.documents import FieldMap
 from clara_dist.distributed import compress_job
-from clara_dist.distributed.compress_scan import field_map
 
 
 def test_flags_become_the_settings_of_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_flags_become_the_settings_of_a_corpus(monkeypatch: pytest.MonkeyPatch) 
     assert (config.format, config.on_duplicate) == ("parquet", "last")
     assert (config.rejects_path, config.max_rejects, config.allowed_rejects(10_000)) == ("r.jsonl", 0.001, 10)
     assert config.metadata_columns == {"year": "int64", "lang": "string"}
-    fields = field_map(config)
+    fields = FieldMap.from_config(config, config.metadata_columns)
     assert (fields.doc_id, fields.text, fields.title) == ("page.id", "body", "page.title")
     assert fields.metadata == (("lang", "page.lang"), ("url", "url"))
     assert fields.columns == ("year",)  # lang has a place of its own

@@ -6,10 +6,9 @@
 from clara_dist.data.corpus.plan import plan_units
 from clara_dist.data.corpus.read import read_unit
 from clara_dist.data.corpus.scan import UnitDuplicates, UnitScan, find_duplicates, reject_line, scan_unit
-from clara_dist.data.corpus.units import CorpusFormat, CorpusUnit, corpus_fingerprint
+from clara_dist.data.corpus.units import CorpusUnit, corpus_fingerprint
 
 __all__ = [
-    "CorpusFormat",
     "CorpusUnit",
     "UnitDuplicates",
     "UnitScan",

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from clara_dist.config.corpus import CorpusFormat
 from clara_dist.data.corpus import huggingface
-from clara_dist.data.corpus.units import CorpusFormat
 from clara_dist.data.streams import has_suffix, require_file
 from clara_dist.errors import DataError
 from clara_dist.store import files

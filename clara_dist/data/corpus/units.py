@@ -11,7 +11,6 @@ from typing import Literal
 from clara_dist.data.documents import CONTENT_ID, FieldMap
 from clara_dist.store import files
 
-CorpusFormat = Literal["auto", "jsonl", "clara", "beir", "flashrag", "parquet", "huggingface", "text"]
 RowFormat = Literal["jsonl", "clara", "parquet", "arrow", "text"]
 
 

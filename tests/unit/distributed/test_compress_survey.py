@@ -13,9 +13,8 @@ import pytest
 
 from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import plan_units, read_unit
-from clara_dist.data.documents import Document
+from clara_dist.data.documents import Document, FieldMap
 from clara_dist.distributed.actor_pool import map_serially
-from clara_dist.distributed.compress_scan import field_map
 from clara_dist.distributed.compress_survey import Survey, survey_corpus
 from clara_dist.errors import DataError
 
@@ -28,7 +27,12 @@ def backwards(worker: Any, arguments: Any, tasks: Any) -> Iterator[tuple[int, An
 
 def survey(tmp_path: Path, mapper: Any = map_serially, **settings: Any) -> Survey:
     config = CompressConfig(model="m", store=str(tmp_path / "store"), **{"max_rejects": 99, **settings})
-    units = plan_units(config.corpus, format=config.format, fields=field_map(config), rows_per_unit=2)
+    units = plan_units(
+        config.corpus,
+        format=config.format,
+        fields=FieldMap.from_config(config, config.metadata_columns),
+        rows_per_unit=2,
+    )
     return survey_corpus(config, units, mapper)
 
 
