@@ -40,12 +40,12 @@ def test_the_commands_in_a_row(store: str, tmp_path: Path, capsys: pytest.Captur
     assert out.splitlines() == ["0 added, 2 removed, 0 changed, 4 the same", "- doc-0", "- doc-2"]
     copy, parquet = str(tmp_path / "copy"), str(tmp_path / "parquet")
     assert "2 files" in run(capsys, "export", store, parquet, "--version", "1")
-    assert "version 1: 6 documents" in run(capsys, "import", parquet, copy)
+    assert "version 1: 6 rows" in run(capsys, "import", parquet, copy)
     assert "4 of the documents" in run(capsys, "append", store, copy, code=1)
-    assert "version 3: 6 documents" in run(capsys, "append", store, copy, "--on-existing", "skip")
+    assert "version 3: 6 rows" in run(capsys, "append", store, copy, "--on-existing", "skip")
     assert "version 4: 6 rows in 1 shards" in run(capsys, "compact", store)
     assert json.loads(run(capsys, "diff", store, copy, "--json"))["equal"]
-    assert "version 5: 4 documents" in run(capsys, "restore", store, "--version", "2")
+    assert "version 5: 4 rows" in run(capsys, "restore", store, "--version", "2")
     listed = [line.split()[2] for line in run(capsys, "versions", store).splitlines()]
     assert listed == ["compress", "delete", "append", "compact", "restore"]
     assert "versions would be given up: 1, 2, 3, 4" in run(capsys, "gc", store, "--keep-versions", "1", "--dry-run")
@@ -59,7 +59,7 @@ def test_ids_from_a_file_and_wrong_options(store: str, tmp_path: Path, capsys: p
     (tmp_path / "ids").write_text("doc-1\n\ndoc-9\n")
     assert "'doc-9'" in run(capsys, "delete", store, "--ids-file", str(tmp_path / "ids"), code=1)
     out = run(capsys, "delete", store, "--ids-file", str(tmp_path / "ids"), "--missing-ok")
-    assert out.splitlines()[:2] == ["not in the store: doc-9", "deleted 1 documents"]
+    assert out.splitlines()[:2] == ["not in the store: doc-9", "deleted 1 rows"]
     assert "COLUMN=VALUE" in run(capsys, "delete", store, "--where", "lang", code=2)
     assert "got: 'soon'" in run(capsys, "delete", store, "--where", "year=soon", code=1)
     assert "either ids or a filter" in run(capsys, "delete", store, code=1)
