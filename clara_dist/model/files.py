@@ -123,11 +123,8 @@ def load_role(clara: ClaraModel, role: str, state: dict[str, Tensor]) -> None:
 
 def save_model(clara: ClaraModel, path: Path) -> None:
     """See `ClaraModel.save_pretrained`. Writes beside the target and renames, so a reader never sees half a model."""
-    base = clara.config.base_model
-    # Whoever loads the model may stand in another directory, as every worker does.
-    base = os.path.abspath(base) if os.path.isdir(base) else base
-    with replaced_directory(path) as staging:
-        _write(clara, clara.config.model_copy(update={"base_model": base}), staging)
+    with replaced_directory(path, ROWS_FILE) as staging:
+        _write(clara, clara.config, staging)
 
 
 def push_model(
@@ -175,6 +172,9 @@ def write_directory(
     base_rows: Mapping[str, Tensor],
 ) -> None:
     """Fill an empty directory with a model. ``roles`` is asked for one role after the other."""
+    if os.path.isdir(config.base_model):
+        # Whoever loads the model may stand in another directory, as every worker does.
+        config = config.model_copy(update={"base_model": os.path.abspath(config.base_model)})
     tokenizer.save_pretrained(path)
     tree = config.model_dump(mode="json") | {_VERSIONS: _versions()}
     (path / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
@@ -227,8 +227,24 @@ def memory_shape(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def replaced_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which takes ``path``'s place when the block ends, or vanishes when it fails."""
+def replaced_directory(path: Path, replaces: str) -> Iterator[Path]:
+    """A directory to fill, which takes ``path``'s place when the block ends, or vanishes when it fails.
+
+    Args:
+        path: What to make or replace.
+        replaces: A file that tells what may be replaced; a directory without it is somebody's data, unless it is empty.
+
+    Raises:
+        ModelError: There is something else.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not (path.is_dir() and ((path / replaces).exists() or not any(path.iterdir()))):
+        raise ModelError(
+            "there is something else where this is to be written",
+            got=path,
+            expected=f"a new or empty directory, or an earlier one with {replaces}, which is replaced",
+            hint="name another directory",
+        )
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     staging.mkdir(parents=True)
     try:

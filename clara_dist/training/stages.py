@@ -92,7 +92,7 @@ def _base_stage(
 
     def save(path: Path, weights: Mapping[str, Tensor]) -> None:
         _put(step, weights)
-        with replaced_directory(path) as staging:
+        with replaced_directory(path, "config.json") as staging:
             model.save_pretrained(staging)
             hf.save_pretrained(staging)
 

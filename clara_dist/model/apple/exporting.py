@@ -63,7 +63,7 @@ def export_apple(model: str | Path, out: str | Path, *, base: str | None = None,
         HEAD: _matrix(outline, config, HEAD, rows.get("head"), changed),
     }
     _report_rows(rows, changed, report)
-    with files.replaced_directory(Path(out)) as staging:
+    with files.replaced_directory(Path(out), ADAPTERS_FILE) as staging:
         outline.tokenizer.save_pretrained(staging)
         settings = _settings(config, base, generation_top_k, stand_in_head="head" not in rows)
         (staging / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

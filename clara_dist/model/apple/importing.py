@@ -6,7 +6,7 @@ read, some rows at a time. Of the checkpoint one adapter is in memory at a time;
 
 from __future__ import annotations
 
-import pickle
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from clara_dist.config.model import ClaraConfig, LoraSettings, Role
-from clara_dist.errors import CheckpointError
+from clara_dist.errors import CheckpointError, ModelError
 from clara_dist.model import files, hub
 from clara_dist.model.apple.layout import (
     ADAPTERS_FILE,
@@ -86,7 +86,7 @@ def import_apple(
         report.notes.append("the LM-head rows of the added tokens were stand-ins; the model has none")
     else:
         rows["head"] = added[HEAD]
-    with files.replaced_directory(Path(out)) as staging:
+    with files.replaced_directory(Path(out), files.ROWS_FILE) as staging:
         files.write_directory(
             staging, config, outline.tokenizer, _roles(config, lora, adapters, report), rows, base_rows
         )
@@ -144,7 +144,7 @@ def _load(path: Path) -> Any:
     """Tensors of a file, mapped: only what is used is read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch, its zip reader, the unpickler: damage shows as nearly any class
         reason = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(f"cannot read {path} as tensors", got=reason[0]) from error
 
@@ -164,6 +164,9 @@ def _adapters(path: Path) -> dict[str, dict[str, Tensor]]:
         strange = [key for key in state if AdapterKey.parse(key) is None]
         if strange:
             raise CheckpointError(f"unexpected tensors in the adapter {name} of {path}", got=strange[:_NAMED])
+        twice = [place for place, count in Counter(map(_peft_name, state)).items() if count > 1]
+        if twice:
+            raise CheckpointError(f"the adapter {name} of {path} has tensors twice", got=twice[:_NAMED])
     return {name: found[name] for name in ROLE_OF_ADAPTER if name in found}
 
 
@@ -195,7 +198,7 @@ def _config(settings: Settings, adapters: dict[str, dict[str, Tensor]], base: st
     early = stages.get(settings.training_stage or "", "instruct")
     return ClaraConfig(
         base_model=base,
-        base_revision=hub.commit_of(base),
+        base_revision=_commit(base, settings),
         n_memory_tokens=settings.doc_max_length // settings.compr_rate,
         doc_max_tokens=settings.doc_max_length,
         distinct_memory_tokens=settings.different_mem_tokens,
@@ -203,6 +206,17 @@ def _config(settings: Settings, adapters: dict[str, dict[str, Tensor]], base: st
         lora=LoraSettings(r=settings.lora_r, target_modules=tuple(sorted(modules))),
         stage="joint" if "query_reasoner_adapter" in adapters else ("instruct" if early == "joint" else early),
     )
+
+
+def _commit(base: str, settings: Settings) -> str | None:
+    try:
+        return hub.commit_of(base)
+    except ModelError as error:
+        if base != settings.decoder_model_name:
+            raise
+        raise ModelError(
+            "the base LLM that the checkpoint records cannot be read", got=error, hint="name it with --base"
+        ) from error
 
 
 def _peft_shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

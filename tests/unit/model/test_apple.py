@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -94,6 +95,8 @@ def test_adapters_that_are_not_ours_to_drop(published: Path) -> None:
     refused(published, rf"encoder_adapter .*lacks tensors.*\n.*{key}")
     save(encoder_adapter=encoder | {key.replace("layers.0", "layers.7"): encoder[key]})
     refused(published, r"encoder_adapter .*has unknown tensors.*\n.*layers\.7")
+    save(encoder_adapter=encoder | {key.replace("lora_A.", "lora_A.default."): encoder[key] + 1})
+    refused(published, rf"encoder_adapter .*has tensors twice.*\n.*{key}")
     save(encoder_adapter=encoder | {key: encoder[key][:4]})
     refused(published, rf"of another shape.*\n.*{key} \(4, 64\), not \(8, 64\)")
     del adapters["decoder_adapter"]
@@ -115,6 +118,9 @@ def test_matrices_of_another_base(published: Path, tiny_base_dir: Path) -> None:
     refused(published, "encoder_adapter .*lacks tensors|has, of another shape,|has unknown", base=str(tiny_base_dir))
     with pytest.raises(ModelError, match=r"base_tiny|directory nor a model"):
         imported(published, base="")
+    change_settings(published, decoder_model_name="/mnt/authors/mistral")
+    with pytest.raises(ModelError, match=r"checkpoint records cannot be read[\s\S]*--base"):
+        import_apple(published, published.parent / "model")
 
 
 def test_a_tokenizer_that_is_longer_than_the_base(published: Path, tmp_path: Path) -> None:
@@ -127,6 +133,41 @@ def test_a_tokenizer_that_is_longer_than_the_base(published: Path, tmp_path: Pat
     matrices = torch.load(published / MATRICES, weights_only=True)
     torch.save({name: torch.cat([rows, rows[:2]]) for name, rows in matrices.items()}, published / MATRICES)
     refused(published, r"fewer embedding rows than its tokenizer.*\n.*600 rows.*\n.*602 at least", base=str(base))
+
+
+def test_damage_anywhere_in_a_file_is_told(published: Path) -> None:
+    whole = (published / ADAPTERS).read_bytes()
+    # The pickle with the names stands at the beginning, the zip's directory at the end.
+    for place in [*range(0, 3000, 60), *range(len(whole) - 600, len(whole), 40)]:
+        (published / ADAPTERS).write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
+        # Nothing else may come out; a byte of padding or of a weight does no harm.
+        with contextlib.suppress(CheckpointError, ModelError):
+            imported(published)
+
+
+def test_nothing_but_a_model_is_replaced(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("years of work")
+    for out in (tmp_path / "data", tmp_path / "data" / "thesis.txt", published):
+        with pytest.raises(ModelError, match=r"something else where this is to be written.*\n"):
+            import_apple(published, out, base=str(BASE))
+    assert (tmp_path / "data" / "thesis.txt").read_text() == "years of work"
+    model = tmp_path / "model"
+    model.mkdir()
+    imported(published)
+    imported(published)
+    with pytest.raises(ModelError, match=r"something else.*\n.*\n.*adapters\.pth"):
+        export_apple(model, model)
+    assert (model / "config.json").exists()
+
+
+def test_a_model_does_not_depend_on_where_it_was_imported(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(BASE.parent)
+    imported(published, base=BASE.name)
+    monkeypatch.chdir(tmp_path)
+    assert ClaraModel.from_pretrained("model").config.base_model == str(BASE)
 
 
 def test_every_tensor_is_listed_with_its_place(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +288,7 @@ def test_an_import_does_not_load_the_base(tmp_path: Path) -> None:
         ({"system_prompt": "Be brief."}, "system_prompt"),
         ({"document_template": "{title}: {text}"}, "document_template"),
         ({"n_memory_tokens": 7, "doc_max_tokens": 24}, "n_memory_tokens"),
-        ({"lora": LoraSettings(r=4, target_modules=("q_proj", "lm_head"))}, "lora.target_modules"),
+        ({"lora": LoraSettings(r=4, target_modules=("q_proj", "mlp.up_proj"))}, "lora.target_modules"),
     ],
 )
 def test_what_the_published_code_cannot_run_is_not_exported(
