@@ -153,7 +153,7 @@ def add_roles(base: PreTrainedModel, config: ClaraConfig) -> PeftModel:
     """Put one LoRA adapter per role on a base LLM.
 
     Raises:
-        ModelError: A target matches no layer, or PEFT cannot adapt one that does.
+        ModelError: A target matches no layer, or the embeddings or the LM head, or PEFT cannot adapt one that does.
     """
     lora = config.lora
     targets = lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules)
@@ -175,6 +175,16 @@ def add_roles(base: PreTrainedModel, config: ClaraConfig) -> PeftModel:
             "lora.target_modules that the base model does not have",
             got=", ".join(missing),
             expected="names of its layers, such as " + ", ".join(_linear_names(base)),
+        )
+    # Both also run where no role is active; PEFT would then run there whatever ran last.
+    outer = (base.get_input_embeddings(), base.get_output_embeddings())
+    outer_names = [name for name, module in base.named_modules() if any(module is other for other in outer)]
+    refused = [name for name in outer_names if targets != "all-linear" and any(_ends_in(name, t) for t in targets)]
+    if refused:
+        raise ModelError(
+            "roles cannot change the base model's embeddings or LM head",
+            got=", ".join(refused),
+            hint="leave them out of lora.target_modules",
         )
     try:
         first, *rest = config.roles

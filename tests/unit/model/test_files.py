@@ -87,6 +87,13 @@ def test_targets_that_match_nothing_are_named_even_among_others_that_do(config: 
         ClaraModel.from_base(config.model_copy(update={"lora": lora}))
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "model.embed_tokens"])
+def test_roles_leave_embeddings_and_head_alone(target: str, config: ClaraConfig) -> None:
+    lora = LoraSettings(target_modules=("q_proj", target))
+    with pytest.raises(ModelError, match=rf"(?s)cannot change.*got: [\w.]*{target}.*leave them out"):
+        ClaraModel.from_base(config.model_copy(update={"lora": lora}))
+
+
 def test_another_attention_gives_the_same_memories(clara: ClaraModel, tmp_path: Path) -> None:
     clara.save_pretrained(tmp_path / "model")
     ids_BL = torch.arange(4, 30)[None]
