@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clara_dist.errors import ModelError, TokenizationError
+from clara_dist.errors import DataError, ModelError, TokenizationError
 from clara_dist.inference.answering import Answer, LocalPipeline, Source, Where
 from clara_dist.inference.building import build_store
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.explain import Explanation, explain
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.clara import ClaraModel
-from clara_dist.store.manifest import versions
+from clara_dist.store.manifest import read_manifest
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.storage import open_storage
 
 Store = str | Path | MemoryStore
+_BRACKETS = "put it into brackets"
 _FINGERPRINTED = ("compressor", "memory_embeddings")
 
 
@@ -34,7 +35,7 @@ class Clara(ClaraModel):
     of the merged roles that jobs and the server run (to 1e-5 in float32). Calls run without dropout and without
     gradients, whatever mode the model is in, and leave the mode as it was. Not thread-safe.
 
-    A store is a path, a URL, or an open `MemoryStore`. One that is named is opened once, and again when it has a newer
+    A store is a path, a URL, or an open `MemoryStore`. One that is named is opened once, and again when it has another
     version; one that this model did not write is refused by name of what differs.
 
     Shapes: S texts, B questions, K documents a question, M memory tokens, D the hidden size.
@@ -54,6 +55,7 @@ class Clara(ClaraModel):
 
         Raises:
             TokenizationError: A text is too long.
+            ModelError: A memory has a component beyond float16's range.
         """
         texts = _several(texts, "texts")
         titles = [""] * len(texts) if titles is None else titles
@@ -72,6 +74,14 @@ class Clara(ClaraModel):
                 )
             memory_SMD = np.empty((len(encoded), self.n_memory_tokens, self.hidden_size), np.float16)
             compressor.encode(encoded, memory_SMD)
+        bad = np.flatnonzero(~np.isfinite(memory_SMD).all(axis=(1, 2)))
+        if len(bad):
+            raise ModelError(
+                "memories that float16, the type of every store, cannot hold",
+                got=f"{len(bad)} of {len(texts)}, first: text {bad[0]}, {texts[bad[0]][:60]!r}",
+                expected="finite components of at most 65,504",
+                hint="this model has diverged, or its base overflows in its dtype: try dtype='float32'",
+            )
         return torch.from_numpy(memory_SMD)
 
     def reason(self, questions: Sequence[str]) -> Tensor:
@@ -143,6 +153,8 @@ class Clara(ClaraModel):
             n_words: Tokens per vector.
             where: As `retrieve`.
         """
+        if not isinstance(question, str):
+            raise ModelError("explain takes one question", got=type(question).__name__, expected="a string")
         query_1MD = self.reason([question])
         with self._inference():
             pipeline = self._pipeline(store)
@@ -176,6 +188,8 @@ class Clara(ClaraModel):
             StoreError: There is a store already, a ``doc_id`` comes twice, or metadata does not fit its column. The
                 store is then not made.
         """
+        if isinstance(documents, str | Mapping):
+            raise DataError("documents must be a list", got=f"one document, {str(documents)[:60]!r}", hint=_BRACKETS)
         with self._inference():
             compressor = DocumentCompressor(self, merge=False)
             columns = metadata_columns or {}
@@ -189,14 +203,14 @@ class Clara(ClaraModel):
 
     def _pipeline(self, store: Store) -> LocalPipeline:
         if isinstance(store, MemoryStore):
-            url, version = store.url, store.version
+            url, commit_id = store.url, store.manifest.commit_id
         else:
             storage = open_storage(store)
-            known_versions = versions(storage)
-            url, version = storage.url, known_versions[-1] if known_versions else 0
+            # Not the version: a store that was deleted and made anew begins at 1 again.
+            url, commit_id = storage.url, read_manifest(storage).commit_id
         # Training may go on between two calls: every write to what the fingerprint is made of changes the state.
         parameters = [p for name, p in self.named_parameters() if self.role_of(name) in _FINGERPRINTED]
-        state = version, *(parameter._version for parameter in parameters)
+        state = commit_id, *(parameter._version for parameter in parameters)
         # DeepSpeed writes where torch does not count.
         may_change = any(parameter.requires_grad for parameter in parameters)
         known, pipeline = self._open_pipelines.get(url, (None, None))
@@ -217,5 +231,5 @@ class Clara(ClaraModel):
 
 def _several(texts: Sequence[str], what: str) -> Sequence[str]:
     if isinstance(texts, str):
-        raise ModelError(f"{what} must be a list", got=f"one string, {texts[:60]!r}", hint="put it into brackets")
+        raise ModelError(f"{what} must be a list", got=f"one string, {texts[:60]!r}", hint=_BRACKETS)
     return texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,31 @@ def test_a_store_is_opened_once_a_version(clara: Clara, tmp_path: Path, monkeypa
     # An open store stays at its version.
     with pytest.raises(RetrievalError):
         clara.retrieve(QUESTIONS, MemoryStore.open(path, manifest.version), 3)
+
+
+def test_a_store_that_was_made_anew_is_another_one(clara: Clara, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    clara.build_store(TEXTS[:2], path)
+    clara.retrieve(QUESTIONS, path, 2)
+    shutil.rmtree(path)
+    clara.build_store(TEXTS[2:], path)
+    assert {source.text for source in clara.retrieve(QUESTIONS, path, 2)[0]} == set(TEXTS[2:])
+
+
+def test_memories_beyond_float16_are_an_error(clara: Clara) -> None:
+    with torch.no_grad():
+        clara.base.base_model.norm.weight.mul_(1e6)
+    with pytest.raises(ModelError, match=r"(?s)float16.*2 of 2, first: text 0, 'The island'.*65,504"):
+        clara.compress(["The island", "gauges"])
+
+
+def test_one_where_several_are_asked_for_is_told(clara: Clara, store: str, tmp_path: Path) -> None:
+    for one in ("The island", {"text": "The island"}):
+        with pytest.raises(DataError, match=r"(?s)must be a list.*The island.*brackets"):
+            clara.build_store(one, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    with pytest.raises(ModelError, match="explain takes one question"):
+        clara.explain(QUESTIONS, store)  # type: ignore[arg-type]
 
 
 def test_a_long_text_is_an_error_unless_it_may_be_cut(clara: Clara, tmp_path: Path) -> None:
