@@ -194,7 +194,8 @@ def replace_rows(model: PreTrainedModel, rows: Mapping[str, Tensor]) -> None:
         head.weight = nn.Parameter(embeddings.weight.clone(), requires_grad=False)
     modules = {"embed_tokens": embeddings, "lm_head": head}
     for name, changed in rows.items():
-        if name not in modules or changed.shape[1:] != modules[name].weight.shape[1:]:
+        known = modules[name].weight.shape if name in modules else None
+        if known is None or changed.shape[1:] != known[1:] or len(changed) > known[0]:
             raise ModelError(
                 "the changed embeddings do not fit the base model",
                 got=f"{name} {tuple(changed.shape)}",
