@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -146,11 +146,11 @@ def find_duplicates(scans: Sequence[UnitScan], keep: Literal["first", "last"] = 
     winner_of = np.empty_like(order)
     winner_of[order] = np.repeat(winners, sizes)
     losers = np.flatnonzero(winner_of != np.arange(len(order)))
-    found: dict[int, Any] = {}
-    for position in np.unique(unit_of[losers]).tolist():
-        mine = losers[unit_of[losers] == position]
+    indices = np.array([scan.index for scan in scans])
+    found: dict[int, UnitDuplicates] = {}
+    positions, firsts = np.unique(unit_of[losers], return_index=True)  # losers stand in the order of the units
+    for position, mine in zip(positions.tolist(), np.split(losers, firsts)[1:], strict=True):
         winning = winner_of[mine]
-        indices = np.array([scan.index for scan in scans])
         found[scans[position].index] = UnitDuplicates(row_of[mine], indices[unit_of[winning]], row_of[winning])
     return found
 
