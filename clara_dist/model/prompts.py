@@ -72,7 +72,9 @@ class PromptTemplate:
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._has_system_role = self._renders_system()
-        self._trims = "  " not in self._apply([{"role": "user", "content": "x  "}], True).split("x", 1)[1][:2]
+        # Not by a word that the template may have too: "x" stands in Llama 3's <|begin_of_text|>.
+        probe = self._apply([{"role": "user", "content": field("text") + "  "}], True)
+        self._trims = not probe.partition(field("text"))[2].startswith("  ")
         self._parsed: dict[tuple[str, str, bool], list[_Part]] = {}
 
     def ids(self, system: str, user: str, fields: Mapping[str, str], *, answered: bool = False) -> list[int]:
@@ -88,8 +90,11 @@ class PromptTemplate:
         key = (system, user, answered)
         if key not in self._parsed:
             self._parsed[key] = self._parse(self._render(system, user, answered), answered)
-        if self._trims:
-            fields = {name: text.strip() for name, text in fields.items()}
+        if self._trims:  # whole messages, so the ends of a field only where a message ends
+            fields = {
+                name: text.strip() if name == "answer" else text.rstrip() if user.endswith(field(name)) else text
+                for name, text in fields.items()
+            }
         ids: list[int] = []
         for i, part in enumerate(self._parsed[key]):
             if part.token_id is not None:

@@ -130,8 +130,20 @@ def test_template_without_system_role_that_trims_and_adds_a_newline_after_eos() 
     whole = reference(build_tokenizer("bytelevel"), 2)
     expected = "<s><u>Be brief.\nBackground:\n<MEM0><MEM1><SEP>\n\nQuestion:Why?</u>"
     assert ours.prompt("Why?  ", 1) == whole(expected, add_special_tokens=False).input_ids
+    # The question does not begin its message, and documents do not end it.
+    expected = "<s><u>Be brief.\nBackground:\n  A text. \n\nQuestion:  Why?</u>"
+    assert ours.text_prompt("  Why? ", ["  A text. "]) == whole(expected, add_special_tokens=False).input_ids
     answered = ours.prompt_with_answer("answer", 1, "Why?", " Because. ")
     assert answered.answer_ids == whole("Because.</s>", add_special_tokens=False).input_ids
+
+
+def test_template_that_does_not_trim_and_has_an_x_of_its_own() -> None:
+    tokenizer = build_tokenizer("bytelevel")
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<text>{{ m['content'] }}</text>{% endfor %}"
+    ours = ClaraTokenizer(tokenizer, config(system_prompt=""))
+    whole = reference(build_tokenizer("bytelevel"), 2)
+    expected = "<s><text>Background:\n<MEM0><MEM1><SEP>\n\nQuestion:Why?  </text>"
+    assert ours.prompt("Why?  ", 1) == whole(expected, add_special_tokens=False).input_ids
 
 
 def test_plain_template_when_the_base_has_none() -> None:
