@@ -1,4 +1,4 @@
-"""Token batches.
+"""Token batches, and what the encoder makes of them.
 
 `TextBatch` and `PromptBatch` are padded on the RIGHT. A causal model never looks right, so padding needs no attention
 mask: every real position sees exactly its own text, and the attention kernel keeps its mask-free causal path.
@@ -49,6 +49,19 @@ class TextBatch:
 
     def to(self, device: torch.device | str) -> TextBatch:
         return TextBatch(_send(self.input_ids_BL, device), _send(self.lengths_B, device))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of a batch.
+
+    Attributes:
+        memory_BMD: Last hidden states, after the final norm, at the memory positions; not normalised.
+        text_mean_BD: fp32 mean of the hidden states at the text positions (frame tokens included), if asked for.
+    """
+
+    memory_BMD: Tensor
+    text_mean_BD: Tensor | None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -20,27 +19,14 @@ from clara_dist.config.model import Attention, ClaraConfig, Dtype, Quantization,
 from clara_dist.core.losses import token_nll
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
-from clara_dist.model.batch import PackedTexts, PromptBatch, TextBatch
-from clara_dist.model.identity import base_identity, hash_tensors, quantization_identity
+from clara_dist.model.batch import Encoded, PackedTexts, PromptBatch, TextBatch
+from clara_dist.model.identity import base_fields, hash_tensors
 from clara_dist.model.roles import RoleSwitch, add_roles
 from clara_dist.model.tokens import ClaraTokenizer
 
 Trainable = Role | Literal["memory_embeddings"]
 AnyModel = TypeVar("AnyModel", bound="ClaraModel")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the encoder makes of a batch.
-
-    Attributes:
-        memory_BMD: Last hidden states, after the final norm, at the memory positions; not normalised.
-        text_mean_BD: fp32 mean of the hidden states at the text positions (frame tokens included), if asked for.
-    """
-
-    memory_BMD: Tensor
-    text_mean_BD: Tensor | None
 
 
 class ClaraModel(nn.Module):
@@ -221,19 +207,7 @@ class ClaraModel(nn.Module):
 
     @cached_property
     def _base_fields(self) -> dict[str, str]:
-        embeddings = {name: rows for name, rows in self.base_rows.items() if name == "embed_tokens"}
-        return (
-            quantization_identity(self.quantization)
-            | {
-                "base": base_identity(self.config.base_model, self.config.base_revision),
-                "tokenizer": self.tokenizer.fingerprint(),
-                "document_template": self.config.document_template,
-                "doc_max_tokens": str(self.config.doc_max_tokens),
-                "n_memory_tokens": str(self.config.n_memory_tokens),
-                "distinct_memory_tokens": str(self.config.distinct_memory_tokens),
-            }
-            | ({"base_embeddings": hash_tensors(embeddings)} if embeddings else {})
-        )
+        return base_fields(self.config, self.tokenizer.fingerprint(), self.quantization, self.base_rows)
 
     # --- roles and training -------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from clara_dist.config.model import Quantization
+from clara_dist.config.model import ClaraConfig, Quantization
 from clara_dist.errors import ModelError
 
 _CHUNK_BYTES = 1 << 22
@@ -43,6 +43,31 @@ def base_identity(base: str, commit: str | None) -> str:
         stat = file.stat()
         digest.update(f"{file.name}|{_hash_file(str(file), stat.st_size, stat.st_mtime_ns)}|".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def base_fields(
+    config: ClaraConfig, tokenizer: str, quantization: Quantization | None, base_rows: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Fingerprint fields of all that training does not change.
+
+    Args:
+        config: The model's.
+        tokenizer: Content hash of what decides ids.
+        quantization: Of the base.
+        base_rows: First rows of the base's matrices that an imported checkpoint changed; of them, the LM head's decide
+            no memory.
+    """
+    fields = quantization_identity(quantization) | {
+        "base": base_identity(config.base_model, config.base_revision),
+        "tokenizer": tokenizer,
+        "document_template": config.document_template,
+        "doc_max_tokens": str(config.doc_max_tokens),
+        "n_memory_tokens": str(config.n_memory_tokens),
+        "distinct_memory_tokens": str(config.distinct_memory_tokens),
+    }
+    if "embed_tokens" in base_rows:
+        fields["base_embeddings"] = hash_tensors({"embed_tokens": base_rows["embed_tokens"]})
+    return fields
 
 
 def quantization_identity(quantization: Quantization | None) -> dict[str, str]:

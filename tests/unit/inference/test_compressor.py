@@ -10,8 +10,8 @@ from clara_dist.config import Role
 from clara_dist.errors import ModelError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.batch import TextBatch
-from clara_dist.model.clara import ClaraModel, Encoded
+from clara_dist.model.batch import Encoded, TextBatch
+from clara_dist.model.clara import ClaraModel
 
 
 def one_by_one(clara: ClaraModel, title: str, text: str) -> np.ndarray:
