@@ -43,7 +43,7 @@ from clara_dist.model.files import memory_shape, read_config
 from clara_dist.store.append import append_shards
 from clara_dist.store.deletions import count_documents
 from clara_dist.store.manifest import Manifest, ShardInfo, read_manifest, shard_file, versions
-from clara_dist.store.storage import open_storage
+from clara_dist.store.storage import is_url, open_storage
 from clara_dist.store.writer import commit
 
 
@@ -181,7 +181,9 @@ def _holds(existing: Manifest, config: CompressConfig, identity: ModelIdentity, 
         )
     if config.append:
         return False  # what is there already, `append_shards` finds out
-    if [shard.file for shard in existing.shards] == [shard_file(task.name) for task in tasks]:
+    # Documents that were deleted stay deleted, unless the store is to be written anew.
+    is_whole = existing.deletions is None or not config.overwrite
+    if is_whole and [shard.file for shard in existing.shards] == [shard_file(task.name) for task in tasks]:
         return True
     if not config.overwrite:
         raise StoreError(
@@ -272,6 +274,8 @@ def absolute_paths(config: CompressConfig) -> CompressConfig:
 
 
 def _inputs(config: CompressConfig, units: Sequence[CorpusUnit]) -> list[str]:
-    """Local paths that workers read."""
+    """What every node must see. Of each bucket one object is enough, and asking for all would take hours."""
     base = [config.base_model] if config.base_model and os.path.isdir(config.base_model) else []
-    return [config.model, *base, *sorted({unit.path for unit in units})]
+    paths = sorted({unit.path for unit in units})
+    remote = {path.split("/")[2]: path for path in paths if is_url(path)}
+    return [config.model, *base, *(path for path in paths if not is_url(path)), *remote.values()]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clara_dist.config.corpus import CorpusFormat
 from clara_dist.data.corpus.lines import LineRange, plan_lines, read_head
 from clara_dist.data.corpus.sources import Source, find_sources
 from clara_dist.data.corpus.tables import plan_table, table_fields
@@ -15,6 +15,9 @@ from clara_dist.data.corpus.units import CorpusUnit, RowFormat
 from clara_dist.data.documents import CONTENT_ID, ID_FIELDS, TEXT_FIELDS, USUAL_FIELDS, FieldMap
 from clara_dist.data.json_lines import DEFAULT_MAX_LINE_BYTES
 from clara_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from clara_dist.config.corpus import CorpusFormat
 
 _SHOWN_FIELDS = 30
 

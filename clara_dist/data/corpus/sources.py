@@ -6,12 +6,15 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from clara_dist.config.corpus import CorpusFormat
 from clara_dist.data.corpus import huggingface
 from clara_dist.data.streams import has_suffix, require_file
 from clara_dist.errors import DataError
 from clara_dist.store import files
+
+if TYPE_CHECKING:
+    from clara_dist.config.corpus import CorpusFormat
 
 # Of a directory not .json: there it is most often a description, and seldom one object per line.
 _LINE_SUFFIXES = (".jsonl", ".ndjson")

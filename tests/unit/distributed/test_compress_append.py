@@ -98,6 +98,9 @@ def test_a_job_that_is_repeated_does_not_bring_deleted_documents_back(settings: 
     delete(settings["store"], doc_ids=["b"])
     report = compress(settings, path)
     assert (report.version, report.was_complete, report.n_documents) == (2, True, 3)
+    anew = compress(settings, path, overwrite=True)
+    assert (anew.version, anew.was_complete, anew.n_documents, anew.n_kept) == (3, False, 4, 4)
+    delete(settings["store"], doc_ids=["b"])
     assert compress(settings, path, append=True).n_documents == 4  # asked for, it is added
     assert list(texts_of(settings["store"])) == ["a", "b", "c", "d"]
 

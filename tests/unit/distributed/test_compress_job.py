@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from clara_dist.config.compress import CompressConfig
 from clara_dist.data.corpus import plan_units
+from clara_dist.distributed import compress_job
 from clara_dist.distributed.actor_pool import map_serially
 from clara_dist.distributed.compress_job import CompressReport, absolute_paths, run
 from clara_dist.distributed.compress_workers import ShardCompressor, identify_model
@@ -275,3 +277,24 @@ def test_a_shard_whose_worker_was_lost_after_it_is_found(config: CompressConfig)
     assert (report.n_documents, report.n_kept) == (25, 0)
     assert verify(config.store).ok
     assert not verify(config.store).unlisted_files
+
+
+def test_shards_of_long_documents_are_as_large_as_others(config: CompressConfig, tmp_path: Path) -> None:
+    """By rows alone, 40 documents of 22 passages each would be one shard of 880 rows."""
+    text = " ".join(WORDS[j % 9] for j in range(500))
+    rows = [json.dumps({"doc_id": f"d{i}", "text": text}) for i in range(40)]
+    (tmp_path / "long.jsonl").write_text("\n".join(rows))
+    config = changed(config, corpus=(str(tmp_path / "long.jsonl"),), rows_per_shard=None, shard_size_bytes=60_000)
+    rows_per_unit, bytes_per_unit = config.shard_bounds(2 * 3 * 32, 24)
+    units = plan_units(config.corpus, rows_per_unit=rows_per_unit, bytes_per_unit=bytes_per_unit)
+    report = run(config, units, scan_on=map_serially, compress_on=map_serially, identify=lambda: identify_model(config))
+    shards = MemoryStore.open(config.store).manifest.shards
+    assert (report.n_documents, report.n_passages, sum(shard.rows for shard in shards)) == (40, 880, 880)
+    assert all(config.shard_size_bytes / 2 < shard.size_bytes < 2 * config.shard_size_bytes for shard in shards[:-1])
+
+
+def test_of_a_bucket_one_object_is_looked_for(config: CompressConfig) -> None:
+    (unit,) = plan_units(config.corpus)
+    paths = ["s3://a/1.jsonl", "s3://a/2.jsonl", "s3://b/1.jsonl", "/x/1.jsonl", "/x/2.jsonl"]
+    seen = compress_job._inputs(config, [replace(unit, path=path) for path in paths])
+    assert seen == [config.model, "/x/1.jsonl", "/x/2.jsonl", "s3://a/2.jsonl", "s3://b/1.jsonl"]
