@@ -8,6 +8,7 @@
     DIR/<role>/adapter_model.safetensors
     DIR/memory_embeddings.safetensors      memory [M or 1, D], frame [3, D], head [n_added, D] (imported models only)
     DIR/base_embeddings.safetensors        rows of the base's embed_tokens and lm_head that an imported model changed
+                                           (PEFT alone does not read them: its logits are other ones then)
 """
 
 from __future__ import annotations

@@ -55,6 +55,10 @@ def export_apple(model: str | Path, out: str | Path, *, base: str | None = None,
     full = config.model_copy(update={"lora": config.lora.model_copy(update={"target_modules": TARGET_MODULES})})
     _, shapes = outline.lora(full)
     report = Report(str(path), str(out))
+    if config.base_revision is not None and base == config.base_model:
+        report.notes.append(
+            f"commit {config.base_revision} of the base has no place: the published code loads the newest"
+        )
     adapters = {ADAPTER_OF_ROLE[role]: _adapter(path, role, shapes, report) for role in _roles(config, report)}
     rows = _read(path / files.ROWS_FILE)
     changed = _read(path / files.BASE_ROWS_FILE) if (path / files.BASE_ROWS_FILE).exists() else {}

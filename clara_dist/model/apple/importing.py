@@ -275,7 +275,10 @@ def _split(
     if n_changed:
         base_rows[short] = matrix[:first]
         place = f"{files.BASE_ROWS_FILE}: {short}; {place}"
-        report.notes.append(f"{n_changed} of {first} known rows of {name} are not the base model's: all were kept")
+        report.notes.append(
+            f"{n_changed} of {first} known rows of {name} are not the base model's: all were kept, but plain PEFT, "
+            "which loads a role without them, computes something else"
+        )
     else:
         place = f"known rows are the base's own; {place}"
     report.add(f"{MATRICES_FILE}: {name}", matrix, place)
