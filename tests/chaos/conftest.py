@@ -1,4 +1,4 @@
-"""One cluster of real raylets for all tests of this folder: a head without CPUs, and two nodes with one each."""
+"""A cluster of real raylets: a head without CPUs, and two nodes with one each."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ class Nodes:
         return [process for pid in raylets for process in compressors_below(pid)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
+    """Ended with the file's tests: its processes would slow all that follow."""
     nodes = Nodes(Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}))
     try:
         nodes.add()
