@@ -54,6 +54,7 @@ def config(tmp_path: Path, tiny_clara_dir: Path) -> CompressConfig:
         model=str(tiny_clara_dir),
         store=str(tmp_path / "store"),
         rows_per_shard=25,
+        long_documents="truncate",  # a row a document, as of the compressor that it is compared with
         workers=2,
     )
 
