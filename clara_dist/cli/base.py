@@ -56,6 +56,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: What stands behind the program's name; None takes it from the process.
     """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it, too; read at its import
     try:
         app(args=args, prog_name="clara-dist")
     except ClaraError as error:

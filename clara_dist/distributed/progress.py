@@ -30,7 +30,7 @@ class Progress:
         total: int,
         *,
         stream: TextIO | None = None,
-        every_s: float = 5.0,
+        every_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.what = what
