@@ -178,10 +178,7 @@ def store_gc(
 
 
 def _tell(store: str, manifest: Manifest) -> None:
-    print(
-        f"store {store}, version {manifest.version}: "
-        f"{manifest.n_documents:,} rows in {len(manifest.shards)} shards"
-    )
+    print(f"store {store}, version {manifest.version}: {manifest.n_documents:,} rows in {len(manifest.shards)} shards")
 
 
 @contextmanager
