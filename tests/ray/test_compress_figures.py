@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import ray
+from ray.util.metrics import Counter
 
 from clara_dist.config.compress import CompressConfig
 from clara_dist.distributed.actor_pool import ActorPool
@@ -45,8 +46,17 @@ def scraped() -> dict[str, float]:
     return series
 
 
+def settled() -> dict[str, float]:
+    """The series with all that jobs before this one counted: a process reports its counters together, and in time."""
+    Counter("clara_compress_marker_total", "Counted behind them").inc()
+    deadline = time.monotonic() + 180
+    while "clara_compress_marker_total" not in (series := scraped()):
+        assert time.monotonic() < deadline
+    return series
+
+
 def test_summary_and_metrics_hold_the_same_figures(local_ray: None, config: CompressConfig) -> None:
-    before = scraped()
+    before = settled()
     report = compress(config)
     encoder = ClaraModel.from_pretrained(config.model).tokenizer
     texts = encoder.encode_texts(["rain gauges on the island " * (i % 3 + 1) for i in range(N)])
