@@ -17,10 +17,10 @@ from clara_dist.data.corpus import read_unit
 from clara_dist.data.documents import Document
 from clara_dist.data.streams import KeptFile
 from clara_dist.distributed.compress_scan import MetadataCheck, UnitWork
+from clara_dist.distributed.models import load_model
 from clara_dist.errors import ClusterError, DataError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.passages import Passage, PassageSplitter
-from clara_dist.model.clara import ClaraModel
 from clara_dist.model.identity import quantization_identity
 from clara_dist.model.tokens import EncodedText
 from clara_dist.store.draft import ShardDraft
@@ -101,18 +101,6 @@ def shard_name(fingerprint: Fingerprint, config: CompressConfig, work: UnitWork)
         work.duplicates,
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
-
-
-def load_model(config: CompressConfig, device: str) -> ClaraModel:
-    """The job's model."""
-    return ClaraModel.from_pretrained(
-        config.model,
-        base_model=config.base_model,
-        dtype=config.dtype,
-        device=device,
-        attn_implementation=config.attn_implementation,
-        quantization=config.quantization,
-    )
 
 
 def identify_model(config: CompressConfig) -> ModelIdentity:

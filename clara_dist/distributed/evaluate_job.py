@@ -11,6 +11,7 @@ import torch
 
 from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.data.questions import read_questions
+from clara_dist.distributed.models import load_model
 from clara_dist.distributed.paths import absolute, absolute_base
 from clara_dist.distributed.resources import require_room, result_of
 from clara_dist.distributed.session import cluster_has_gpus, connect
@@ -19,7 +20,6 @@ from clara_dist.evaluation import Bm25Ranker, EvaluationReport, LatentRanker
 from clara_dist.evaluation import evaluate as compare
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.clara import ClaraModel
 from clara_dist.retrieval.search import ExactSearcher
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
@@ -87,14 +87,7 @@ def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationRep
     torch.set_num_threads(config.threads)
     questions = read_questions(config.questions)
     store = MemoryStore.open(config.store, config.store_version)
-    clara = ClaraModel.from_pretrained(
-        config.model,
-        base_model=config.base_model,
-        dtype=config.dtype,
-        device=device,
-        attn_implementation=config.attn_implementation,
-        quantization=config.quantization,
-    )
+    clara = load_model(config, device)
     store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), f"the model {config.model}")
     texts = [question.question for question in questions]
     reasoner = Reasoner(clara)

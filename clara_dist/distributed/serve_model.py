@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from clara_dist.config.serve import ServeConfig
+from clara_dist.distributed.models import load_model
 from clara_dist.errors import RequestError
 from clara_dist.inference.generator import GeneratedText, Generator
 from clara_dist.inference.reasoner import Reasoner
-from clara_dist.model.clara import ClaraModel
 from clara_dist.model.identity import hash_tensors
 from clara_dist.store.fingerprint import Fingerprint
 
@@ -33,14 +33,7 @@ class ServedModel:
     """
 
     def __init__(self, config: ServeConfig, device: str) -> None:
-        clara = ClaraModel.from_pretrained(
-            config.model,
-            base_model=config.base_model,
-            dtype=config.dtype,
-            device=device,
-            attn_implementation=config.attn_implementation,
-            quantization=config.quantization,
-        )
+        clara = load_model(config, device)
         self.fingerprint = Fingerprint(clara.fingerprint_fields())
         digest = hashlib.sha256(self.fingerprint.digest.encode())
         for role in ("query_reasoner", "generator"):

@@ -11,7 +11,8 @@ from clara_dist import Clara
 from clara_dist.config import ROLES, ClaraConfig, LoraSettings
 from clara_dist.config.compress import CompressConfig
 from clara_dist.config.model import Quantization
-from clara_dist.distributed.compress_workers import identify_model, load_model
+from clara_dist.distributed.compress_workers import identify_model
+from clara_dist.distributed.models import load_model
 from clara_dist.errors import FingerprintMismatchError, ModelError
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.generator import Generator
