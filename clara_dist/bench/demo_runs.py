@@ -129,5 +129,6 @@ def _serial(run: TrainConfig) -> TrainConfig:
 
 def _compress(config: PipelineConfig) -> None:
     job = config.compress
+    assert job.rows_per_shard is not None, "jobs/configs/demo.yaml sets it"
     units = plan_units(job.corpus, rows_per_unit=job.rows_per_shard)
     compress(job, units, scan_on=map_serially, compress_on=map_serially, identify=lambda: identify_model(job))
