@@ -1,37 +1,17 @@
 """Straight-through top-k: the hard choice forward, the gradient of a soft one backward.
 
-For scores s over N candidates, temperature tau and K slots, slot j holds the document of the j-th highest score:
-
-    Z = Z_hard + (Z_soft - stopgrad(Z_soft)),    M_sel = Z M.
-
-Z_hard[j] is the one-hot of that document, so the forward value is the document's memory, bit for bit. The gradient with
-respect to s is that of Z_soft. With c_j[i] = <dL/dM_sel[j], M[i]>, u_j the softmax of s / tau over the candidates that
-compete for slot j, and a constant scale a_j:
-
-    Z_soft[j] = a_j u_j,    dL/ds = (1 / tau) * sum_j a_j u_j * (c_j - <u_j, c_j>).
-
-The estimators differ in who competes:
-
-- ``sequential`` (arXiv 2511.18659): all documents that no earlier slot has taken; a_j = 1. A taken document is excluded
-  exactly, with -inf. (The published code subtracts a finite 18.4 from its logit, so at tau 0.02 a score gap above
-  0.368 puts slot 2's weight, and its gradient, on the very document that slot 1 took.)
-- ``leave_own_out``: all documents except slot j's own; a_j = 1 - softmax(s / tau)[own], the mass that is left, held
-  constant. A selected document is judged by the other slots only, because the linear estimate of a slot has the wrong
-  sign for the document that the slot itself reads. With a single slot nobody is left to judge it, so K = 1 is the
-  plain form, which is ``sequential``.
-
-The gradient with respect to M is Z_hard^T dL/dM_sel: only documents that were read get one.
+Whose gradient is chosen by the estimator's name; `clara_dist.core.estimators` has the maths.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from clara_dist.core.estimators import ESTIMATORS, EstimatorForms, at_least_fp32
 from clara_dist.errors import SelectionError
 
 Estimator = Literal["sequential", "leave_own_out"]
@@ -81,8 +61,8 @@ def straight_through_select(
     """Choose k documents a row so that a loss on what was read teaches the scores.
 
     Forward is a gather: no [B, K, N] x [B, N, X] product is formed. Backward contracts the upstream gradient with the
-    candidates' memories in fp32 (the module's docstring has the formula). Slot j does not depend on later slots, so the
-    first k' slots alone are simply ``k=k'``.
+    candidates' memories in fp32. Slot j does not depend on later slots, so the first k' slots alone are simply
+    ``k=k'``.
 
     Args:
         scores_BN: Scores; computed with in fp32 (float64 stays float64).
@@ -106,9 +86,8 @@ def straight_through_select(
             expected="[B, N, ...] with [B, N]",
         )
     indices_BK = top_k(scores_BN, k, mask_BN)
-    memory_BKX = _StraightThrough.apply(
-        _at_least_fp32(scores_BN), memory_BNX, indices_BK, mask_BN, temperature, estimator
-    )
+    select = _for_slots(estimator, k).select
+    memory_BKX = select.apply(at_least_fp32(scores_BN), memory_BNX, indices_BK, mask_BN, temperature)
     return Selection(memory_BKX, indices_BK)
 
 
@@ -120,10 +99,10 @@ def selection_matrix(
     estimator: Estimator = "sequential",
     mask_BN: Tensor | None = None,
 ) -> Tensor:
-    """Z of the module's docstring, written down plainly: the oracle for `straight_through_select`, and for analysis.
+    """Z of `clara_dist.core.estimators`, written down plainly: the oracle for `straight_through_select`.
 
     ``selection_matrix(...) @ memory_BNX`` has the value and, through autograd, the gradients of the fast form, at the
-    cost of a [B, K, N] x [B, N, X] product.
+    cost of a [B, K, N] x [B, N, X] product. It shares no code with the fast form but the hard choice.
 
     Returns:
         selection_BKN: Rows are exactly one-hot, and differentiable with respect to the scores.
@@ -132,68 +111,17 @@ def selection_matrix(
         SelectionError: As `straight_through_select`.
     """
     _check_soft(temperature, estimator)
-    indices_BK = top_k(scores_BN, k, mask_BN)
-    hard_BKN = _one_hot(indices_BK, scores_BN.shape[1])
-    share_BKN, scale_BK1 = _soft_choice(_at_least_fp32(scores_BN), hard_BKN, mask_BN, temperature, estimator)
-    soft_BKN = scale_BK1.detach() * share_BKN
+    hard_BKN = torch.nn.functional.one_hot(top_k(scores_BN, k, mask_BN), scores_BN.shape[1])
+    logits_BN = at_least_fp32(scores_BN) / temperature
+    if mask_BN is not None:
+        logits_BN = logits_BN.masked_fill(~mask_BN, -torch.inf)
+    soft_BKN = _for_slots(estimator, k).soft(logits_BN, hard_BKN)
     return hard_BKN + (soft_BKN - soft_BKN.detach())
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Gather forward, contract backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        scores_BN: Tensor,
-        memory_BNX: Tensor,
-        indices_BK: Tensor,
-        mask_BN: Tensor | None,
-        temperature: float,
-        estimator: Estimator,
-    ) -> Tensor:
-        ctx.save_for_backward(scores_BN, memory_BNX, indices_BK, mask_BN)
-        ctx.temperature, ctx.estimator = temperature, estimator
-        return memory_BNX[_rows(indices_BK), indices_BK]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BKX: Tensor) -> tuple[Tensor | None, ...]:
-        scores_BN, memory_BNX, indices_BK, mask_BN = ctx.saved_tensors
-        grad_scores_BN = grad_memory_BNX = None
-        if ctx.needs_input_grad[0]:
-            hard_BKN = _one_hot(indices_BK, scores_BN.shape[1])
-            share_BKN, scale_BK1 = _soft_choice(scores_BN, hard_BKN, mask_BN, ctx.temperature, ctx.estimator)
-            # In fp32 also under autocast: what counts is the difference of the c_j, which are close to each other.
-            with torch.autocast(grad_BKX.device.type, enabled=False):
-                gain_BKN = _at_least_fp32(grad_BKX).flatten(2) @ _at_least_fp32(memory_BNX).flatten(2).mT
-            if mask_BN is not None:
-                # Padding may hold anything, and 0 * inf would be NaN.
-                gain_BKN = gain_BKN.masked_fill(~mask_BN[:, None], 0.0)
-            centred_BKN = gain_BKN - (share_BKN * gain_BKN).sum(-1, keepdim=True)
-            grad_scores_BN = ((scale_BK1 * share_BKN * centred_BKN).sum(1) / ctx.temperature).to(scores_BN.dtype)
-        if ctx.needs_input_grad[1]:
-            # A row's slots hold different documents, so plain assignment is the exact (and deterministic) Z_hard^T.
-            grad_memory_BNX = torch.zeros_like(memory_BNX)
-            grad_memory_BNX[_rows(indices_BK), indices_BK] = grad_BKX
-        return grad_scores_BN, grad_memory_BNX, None, None, None, None
-
-
-def _soft_choice(
-    scores_BN: Tensor, hard_BKN: Tensor, mask_BN: Tensor | None, temperature: float, estimator: Estimator
-) -> tuple[Tensor, Tensor]:
-    """u_j as share_BKN (each row sums to 1; exactly 0 outside the competitors), and a_j as scale_BK1."""
-    logits_BN = scores_BN / temperature
-    if mask_BN is not None:
-        logits_BN = logits_BN.masked_fill(~mask_BN, -torch.inf)
-    logits_BKN = logits_BN[:, None].expand_as(hard_BKN)
-    if estimator == "leave_own_out" and hard_BKN.shape[1] > 1:
-        # The share comes from logits, not from p / |p|_1: where the own document holds all the mass that is 0 / 0.
-        own_BKN = hard_BKN.bool()
-        left_BK1 = torch.softmax(logits_BKN, -1).masked_fill(own_BKN, 0.0).sum(-1, keepdim=True)
-        return torch.softmax(logits_BKN.masked_fill(own_BKN, -torch.inf), -1), left_BK1
-    taken_BKN = (hard_BKN.cumsum(1) - hard_BKN).bool()
-    return torch.softmax(logits_BKN.masked_fill(taken_BKN, -torch.inf), -1), scores_BN.new_ones(())
+def _for_slots(estimator: Estimator, k: int) -> EstimatorForms:
+    """With a single slot nobody is left to judge its document: K = 1 is the plain form, which is ``sequential``."""
+    return ESTIMATORS["sequential" if k == 1 else estimator]
 
 
 def _checked_scores(scores_BN: Tensor, k: int, mask_BN: Tensor | None) -> Tensor:
@@ -235,17 +163,5 @@ def _checked_scores(scores_BN: Tensor, k: int, mask_BN: Tensor | None) -> Tensor
 def _check_soft(temperature: float, estimator: str) -> None:
     if not 0 < temperature < float("inf"):
         raise SelectionError("the temperature must be positive and finite", got=temperature)
-    if estimator not in get_args(Estimator):
-        raise SelectionError("unknown estimator", got=repr(estimator), expected=" or ".join(get_args(Estimator)))
-
-
-def _one_hot(indices_BK: Tensor, n: int) -> Tensor:
-    return torch.nn.functional.one_hot(indices_BK, n)
-
-
-def _rows(indices_BK: Tensor) -> Tensor:
-    return torch.arange(indices_BK.shape[0], device=indices_BK.device)[:, None]
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    if estimator not in ESTIMATORS:
+        raise SelectionError("unknown estimator", got=repr(estimator), expected=" or ".join(ESTIMATORS))
