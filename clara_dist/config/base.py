@@ -44,24 +44,15 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
 
     Args:
         cls: The configuration class.
-        path: A YAML file; None starts from the defaults.
+        path: A YAML file; None starts from the defaults. With ``extends: OTHER.yaml`` at its top, a path beside it, it
+            holds only what differs from that file: mappings are merged, everything else is replaced.
         overrides: ``a.b.c=value`` in order; values are read as YAML, ``stages.0.steps=5`` reaches into lists.
 
     Raises:
         ConfigError: The file is missing or no YAML mapping, an override is malformed, or a field is unknown or wrong;
             the message lists every wrong field.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = _read_yaml(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the configuration file {path}", got=error.strerror) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid YAML", got=error) from error
-        if not isinstance(loaded, dict):
-            raise ConfigError(f"{path} must hold a YAML mapping", got=type(loaded).__name__)
-        tree = loaded
+    tree: dict[str, Any] = {} if path is None else _read_file(Path(path), ())
     for override in overrides:
         _apply_override(tree, override)
     try:
@@ -73,6 +64,30 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
             got=problems,
             hint=f"the fields are: {', '.join(cls.model_fields)}",
         ) from None
+
+
+def _read_file(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping in a file, over that of the file that it extends."""
+    if path in extending:
+        raise ConfigError("configuration files extend each other in a circle", got=" -> ".join(map(str, extending)))
+    try:
+        tree = _read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}", got=error.strerror) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML", got=error) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a YAML mapping", got=type(tree).__name__)
+    other = tree.pop("extends", None)
+    return tree if other is None else _merge(_read_file(path.parent / str(other), (*extending, path)), tree)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = dict(under)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = _merge(both[key], value) if nested else value
+    return both
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

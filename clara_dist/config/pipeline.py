@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import model_validator
 
 from clara_dist.config.base import Config
@@ -12,6 +14,9 @@ from clara_dist.config.training import TrainConfig
 
 class PipelineConfig(Config):
     """Jobs that build on each other, in this order.
+
+    What one job hands to the next need not be written: without them, ``run_dir`` holds ``prepare/``, ``joint/``,
+    ``models/<last stage>``, ``store/`` and ``report/``, and every job reads what the one before it wrote.
 
     Attributes:
         run_dir: Where finished jobs are recorded, so that a pipeline that was stopped goes on from there.
@@ -26,6 +31,31 @@ class PipelineConfig(Config):
     compress: CompressConfig
     joint: TrainConfig
     evaluate: EvaluateConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places(cls, values: Any) -> Any:
+        """Fill in the paths that are not given; what is malformed is left to the validation."""
+        jobs = ("prepare", "compress", "joint", "evaluate")
+        if not isinstance(values, dict) or not all(isinstance(values.get(job), dict) for job in jobs):
+            return values
+        root, values = values.get("run_dir"), {**values, **{job: dict(values[job]) for job in jobs}}
+        prepare, compress, joint, evaluate = (values[job] for job in jobs)
+        prepare.setdefault("run_dir", f"{root}/prepare")
+        compress.setdefault("store", f"{root}/store")
+        if "model" not in compress:
+            compress["model"] = _last_output(prepare, f"{root}/models")
+        joint.setdefault("run_dir", f"{root}/joint")
+        joint.setdefault("model", compress["model"])
+        if isinstance(joint.get("stages"), list):
+            joint["stages"] = [
+                {"store": compress["store"], **stage} if isinstance(stage, dict) else stage for stage in joint["stages"]
+            ]
+        if "model" not in evaluate:
+            evaluate["model"] = _last_output(joint, f"{root}/models")
+        evaluate.setdefault("store", compress["store"])
+        evaluate.setdefault("output", f"{root}/report")
+        return values
 
     @model_validator(mode="after")
     def _jobs_fit_together(self) -> PipelineConfig:
@@ -42,3 +72,13 @@ class PipelineConfig(Config):
     def report_dir(self) -> str:
         """Where the evaluation's report is."""
         return str(self.evaluate.output)
+
+
+def _last_output(run: dict[str, Any], models: str) -> str | None:
+    """Where a run's last stage writes its model; a place below ``models``, if it has none."""
+    stages = run.get("stages")
+    if not isinstance(stages, list) or not stages or not isinstance(stages[-1], dict):
+        return None
+    last = {"output": f"{models}/{stages[-1].get('stage')}", **stages[-1]}
+    run["stages"] = [*stages[:-1], last]
+    return str(last["output"])

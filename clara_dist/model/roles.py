@@ -7,6 +7,7 @@ writing the active adapter of every LoRA layer and nothing else, and checkpoints
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -187,10 +188,12 @@ def add_roles(base: PreTrainedModel, config: ClaraConfig) -> PeftModel:
             hint="leave them out of lora.target_modules",
         )
     try:
-        first, *rest = config.roles
-        model = PeftModel(base, settings(), adapter_name=first)
-        for role in rest:
-            model.add_adapter(role, settings())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a property by its old name
+            first, *rest = config.roles
+            model = PeftModel(base, settings(), adapter_name=first)
+            for role in rest:
+                model.add_adapter(role, settings())
     except ValueError as error:
         raise ModelError(
             "LoRA cannot be put on this base model", got=error, hint="check lora.target_modules against its layer names"

@@ -168,3 +168,17 @@ def test_ctrl_c_is_130() -> None:
     _, err = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def test_a_training_run_is_planned_without_ray(
+    tiny_base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(__file__).parents[2] / "jobs" / "configs" / "mistral-7b-cr128.yaml"
+    base = f"prepare.model.base_model={tiny_base_dir}"
+    # The joint run's model is not there yet; it has the shape of the one that the other run prepares.
+    args = ["train", "--config", str(config), "--part", "joint", "--dry-run", base, "joint.workers=4"]
+    out, _ = run(*args, code=0, capsys=capsys)
+    assert "M 2 (compression rate 128)" in out
+    assert "3,000 of 32 examples (4 workers x 2 accumulated x 4)" in out
+    assert next(line for line in out.splitlines() if line.endswith("<-")).startswith("  ZeRO 2")
+    assert not (tmp_path / "runs").exists()

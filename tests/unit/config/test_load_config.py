@@ -105,3 +105,29 @@ def test_configurations_are_frozen() -> None:
     config = StageConfig(stage="compression", data="x", steps=1)
     with pytest.raises(ValidationError):
         config.steps = 2  # type: ignore[misc]
+
+
+def test_a_file_may_hold_only_what_differs_from_another(run_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    middle, last = tmp_path / "sub" / "middle.yaml", tmp_path / "last.yaml"
+    middle.write_text("extends: ../run.yaml\nmodel: {doc_max_tokens: 32}\nworkers: 4\n", encoding="utf-8")
+    last.write_text(
+        "extends: sub/middle.yaml\nstages: [{stage: compression, data: d.jsonl, steps: 1}]\n", encoding="utf-8"
+    )
+    config = load_config(TrainConfig, last, ["workers=8"])
+    assert config.model == ClaraConfig(base_model="base", n_memory_tokens=4, doc_max_tokens=32)
+    assert config.workers == 8
+    assert [stage.data for stage in config.stages] == ["d.jsonl"]
+
+
+def test_files_that_extend_each_other_are_an_error(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{one}.yaml").write_text(f"extends: {other}.yaml\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="in a circle"):
+        load_config(TrainConfig, tmp_path / "a.yaml")
+
+
+def test_a_missing_file_that_is_extended_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: gone.yaml\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"cannot read the configuration file .*gone\.yaml"):
+        load_config(TrainConfig, tmp_path / "a.yaml")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from clara_dist.config import load_config
 from clara_dist.config.pipeline import PipelineConfig
+
+CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
 
 
 def tree() -> dict[str, Any]:
@@ -40,3 +44,48 @@ def test_jobs_that_do_not_fit(job: str, field: str, value: str | None, message: 
     changed[job][field] = value
     with pytest.raises(ValidationError, match=message):
         PipelineConfig.model_validate(changed)
+
+
+def test_what_jobs_hand_on_need_not_be_written() -> None:
+    short = tree()
+    for job in ("prepare", "joint"):
+        del short[job]["run_dir"]
+    del short["compress"]["model"], short["compress"]["store"], short["joint"]["model"]
+    del short["joint"]["stages"][0]["store"]
+    short["evaluate"] = {"questions": "q.jsonl"}
+    config = PipelineConfig.model_validate(short)
+    assert (config.prepare.run_dir, config.joint.run_dir) == ("run/prepare", "run/joint")
+    assert config.prepare.stages[-1].output == config.compress.model == config.joint.model == "run/models/compression"
+    assert config.compress.store == config.joint.stages[0].store == config.evaluate.store == "run/store"
+    assert config.joint.stages[-1].output == config.evaluate.model == "run/models/joint"
+    assert config.report_dir == "run/report"
+
+
+def test_a_model_that_is_named_leaves_the_stages_outputs_alone() -> None:
+    named = tree()
+    named["compress"]["model"] = named["joint"]["model"] = "run/prepare/compression/model"
+    assert PipelineConfig.model_validate(named).prepare.stages[-1].output is None
+
+
+def test_the_published_settings_by_compression_rate() -> None:
+    """arXiv 2511.18659: lr 1e-4, 1e-4, 5e-6; tau 0.02; K 5 of N 20; documents of 256 tokens."""
+    found = {}
+    for path in CONFIGS.glob("mistral-7b*.yaml"):
+        config = load_config(PipelineConfig, path)
+        model, joint = config.prepare.model, config.joint.stages[0]
+        assert not isinstance(model, str)
+        assert [stage.optimizer.lr for stage in (*config.prepare.stages, joint)] == [1e-4, 1e-4, 5e-6]
+        assert (joint.temperature, joint.top_k, joint.candidates.n, joint.resolved_estimator) == (
+            0.02,
+            5,
+            20,
+            "sequential",
+        )
+        assert (model.doc_max_tokens, model.lora.r, model.lora.scale_alpha) == (256, 16, 32)
+        found[model.compression_rate] = (model.n_memory_tokens, config.run_dir)
+    assert found == {rate: (256 // rate, f"runs/mistral-7b-cr{rate}") for rate in (4, 16, 32, 128)}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    load_config(PipelineConfig, path)

@@ -1,0 +1,285 @@
+"""What a training run will take, before it is run: weights per role, memory per worker, steps, tokens.
+
+Nothing is loaded but ``config.json`` of the base LLM and the rows of the data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clara_dist.config.model import ClaraConfig, Dtype
+from clara_dist.config.training import EngineConfig, StageConfig, TrainConfig
+from clara_dist.errors import TrainingError
+from clara_dist.model.files import read_config
+from clara_dist.model.sizes import MetaModel, ModelSizes
+from clara_dist.training.run_directory import RunDirectory
+from clara_dist.training.stages import TRAINED_ROLES
+
+_FRAME_TOKENS = 3  # <ENC>, bos, eos around a text that is encoded
+_ANSWER_TOKENS = 64  # where nothing is known of the answers
+_DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ADAM_BYTES = 8  # two fp32 moments a weight
+
+
+@dataclass(frozen=True)
+class StageLengths:
+    """Tokens of a stage's longest examples, frame and memory tokens included.
+
+    Attributes:
+        encoded: Of a document (``compression``, ``instruct``) or question (``joint``) with its memory tokens.
+        prompt: Of the generator's prompt with its answer.
+        answer: Of the answer.
+        documents: Documents of an example.
+    """
+
+    encoded: int
+    prompt: int
+    answer: int = _ANSWER_TOKENS
+    documents: int = 1
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one worker's device at the peak of a step; without the runtime's own (about 1 GB with CUDA) and slack.
+
+    Attributes:
+        weights: The base LLM and all adapters.
+        gradients: Of the trained weights.
+        optimizer: AdamW's moments, and fp32 copies of weights that are trained in 16 bits.
+        activations: What autograd keeps of all forward passes of a micro-batch.
+        logits: Of the answer positions, no others.
+        candidates: Memories that the joint stage chooses from.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    candidates: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.candidates
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        key: Its name in the run directory.
+        steps: Optimiser steps.
+        batch: Examples of a step: workers x accumulation x micro-batch.
+        n_examples: Of its data; None where the data is not there yet.
+        trained: Trained weights by role.
+        frozen: The others.
+        memory: By ZeRO stage; the torch engine is ``{0: ..}``.
+        zero_stage: The one that is configured.
+        lengths: What the memory was computed for.
+    """
+
+    key: str
+    steps: int
+    batch: tuple[int, int, int]
+    n_examples: int | None
+    trained: Mapping[str, int]
+    frozen: Mapping[str, int]
+    memory: Mapping[int, MemoryPlan]
+    zero_stage: int
+    lengths: StageLengths
+
+    @property
+    def epochs(self) -> float | None:
+        workers, accumulation, micro = self.batch
+        examples = self.steps * workers * accumulation * micro
+        return None if self.n_examples is None else examples / self.n_examples
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All stages of a run."""
+
+    model: ClaraConfig
+    sizes: ModelSizes
+    stages: tuple[StagePlan, ...] = field(default=())
+
+
+def plan_run(config: TrainConfig, lengths: Mapping[str, tuple[int, StageLengths]] | None = None) -> RunPlan:
+    """Plan a run.
+
+    Args:
+        config: The run.
+        lengths: By stage key: number of examples and their greatest lengths. A stage without is planned for the longest
+            texts that its model reads.
+
+    Raises:
+        ModelError: The base's configuration cannot be read.
+        TrainingError: The model is one that another run makes, and it has not.
+    """
+    model = _model_config(config)
+    sizes, stages = None, []
+    for key, stage in zip(RunDirectory.stage_keys(config), config.stages, strict=True):
+        engine = stage.engine or config.engine
+        base = stage.base_dir if stage.stage == "base" and stage.base_dir else _base_source(config, model)
+        meta = MetaModel(model.model_copy(update={"base_model": base}), engine.dtype)
+        sizes = meta.sizes
+        n_examples, known = (lengths or {}).get(key, (None, None))
+        stages.append(_stage_plan(key, stage, engine, config.workers, model, meta, n_examples, known))
+    assert sizes is not None, "a run has a stage"
+    return RunPlan(model, sizes, tuple(stages))
+
+
+def _model_config(config: TrainConfig) -> ClaraConfig:
+    if isinstance(config.model, ClaraConfig):
+        return config.model
+    if not os.path.isdir(config.model):
+        raise TrainingError(
+            f"the model {config.model} is not there yet",
+            hint="run what makes it first, or plan with a description in its place: "
+            "'model={base_model: PATH_OR_ID, compression_rate: 16}'",
+        )
+    return read_config(Path(config.model))
+
+
+def _base_source(config: TrainConfig, model: ClaraConfig) -> str:
+    """Where the shapes of the base are: those of a base that this run trains are in its ``base_dir``."""
+    first = config.stages[0]
+    if first.stage == "base" and first.base_dir and not os.path.isdir(model.base_model):
+        return first.base_dir
+    beside = os.path.join(config.model, model.base_model) if isinstance(config.model, str) else ""
+    return beside if os.path.isdir(beside) else model.base_model
+
+
+def _stage_plan(
+    key: str,
+    stage: StageConfig,
+    engine: EngineConfig,
+    workers: int,
+    model: ClaraConfig,
+    meta: MetaModel,
+    n_examples: int | None,
+    known: StageLengths | None,
+) -> StagePlan:
+    micro = stage.batch_size // (workers * stage.gradient_accumulation)
+    longest = StageLengths(model.doc_max_tokens + _FRAME_TOKENS + model.n_memory_tokens, model.max_prompt_tokens)
+    lengths = known or longest
+    weights: dict[str, int] = {
+        "base": meta.sizes.base,
+        **meta.sizes.roles,
+        "memory_embeddings": meta.sizes.memory_embeddings,
+    }
+    chosen: tuple[str, ...] = ("base",) if stage.stage == "base" else TRAINED_ROLES[stage.stage]
+    if stage.stage in ("compression", "instruct"):
+        chosen = (*chosen, "memory_embeddings")
+    trained = {name: n for name, n in weights.items() if name in chosen}
+    zero_stages = range(4) if engine.kind == "deepspeed" else (0,)
+    step = _step_bytes(stage, engine, micro, model, meta, lengths)
+    state = {
+        zero: _state_bytes(sum(weights.values()), sum(trained.values()), engine, zero, workers) for zero in zero_stages
+    }
+    return StagePlan(
+        key=key,
+        steps=stage.steps,
+        batch=(workers, stage.gradient_accumulation, micro),
+        n_examples=n_examples,
+        trained=trained,
+        frozen={name: n for name, n in weights.items() if name not in trained},
+        memory={zero: MemoryPlan(**state[zero], **step) for zero in zero_stages},
+        zero_stage=engine.zero_stage if engine.kind == "deepspeed" else 0,
+        lengths=lengths,
+    )
+
+
+def _step_bytes(
+    stage: StageConfig,
+    engine: EngineConfig,
+    micro: int,
+    model: ClaraConfig,
+    meta: MetaModel,
+    lengths: StageLengths,
+) -> dict[str, float]:
+    """Of the forward passes of one micro-batch."""
+    checkpointing = engine.gradient_checkpointing
+    kept = meta.activation_bytes("generator", micro, lengths.prompt, checkpointing=checkpointing)
+    candidates = 0
+    if stage.stage == "joint":
+        kept += meta.activation_bytes("query_reasoner", micro, lengths.encoded, checkpointing=checkpointing)
+        # Gathered in fp16 and scored in fp32.
+        candidates = micro * stage.candidates.n * model.n_memory_tokens * meta.sizes.hidden_size * 6
+    elif stage.stage != "base":
+        n_texts = micro * lengths.documents
+        kept += meta.activation_bytes("compressor", n_texts, lengths.encoded, checkpointing=checkpointing)
+    # Logits in the model's type and in fp32, and the gradient of the latter.
+    logits = micro * lengths.answer * meta.sizes.vocab_size * (_DTYPE_BYTES[engine.dtype] + 8)
+    return {"activations": kept, "logits": logits, "candidates": candidates}
+
+
+def _state_bytes(n_weights: int, n_trained: int, engine: EngineConfig, zero: int, workers: int) -> dict[str, float]:
+    """Weights, gradients and optimiser state on one of ``workers``.
+
+    ZeRO 1 divides the optimiser state over the workers, 2 the gradients too, 3 the weights too, frozen ones included.
+    """
+    size = _DTYPE_BYTES[engine.dtype]
+    trained_size = size if engine.kind == "deepspeed" else 4  # the torch engine trains in fp32 whatever the base has
+    copy = 4 if trained_size < 4 else 0
+    share = [1 / workers if zero >= stage else 1.0 for stage in (1, 2, 3)]
+    return {
+        "weights": share[2] * ((n_weights - n_trained) * size + n_trained * trained_size),
+        "gradients": share[1] * n_trained * trained_size,
+        "optimizer": share[0] * n_trained * (_ADAM_BYTES + copy),
+    }
+
+
+def table(plan: RunPlan) -> str:
+    """The plan for people."""
+    sizes, model = plan.sizes, plan.model
+    lines = [
+        f"model     {model.base_model}: {_millions(sizes.base)} weights, D {sizes.hidden_size}, {sizes.n_layers} layers"
+        f"; LoRA r {model.lora.r}, {_millions(max(sizes.roles.values()))} a role; M {model.n_memory_tokens}"
+        f" (compression rate {model.compression_rate})"
+    ]
+    for stage in plan.stages:
+        workers, accumulation, micro = stage.batch
+        epochs = "data not there yet" if stage.epochs is None else f"{stage.epochs:.2f} epochs of {stage.n_examples:,}"
+        lines += [
+            f"stage     {stage.key}",
+            f"  steps   {stage.steps:,} of {workers * accumulation * micro} examples"
+            f" ({workers} workers x {accumulation} accumulated x {micro}): {epochs}",
+            f"  trained {_named(stage.trained)}",
+            f"  frozen  {_named(stage.frozen)}",
+            f"  longest {stage.lengths.encoded} tokens encoded, {stage.lengths.prompt} in a prompt,"
+            f" {stage.lengths.answer} in an answer",
+            f"  {'GB a worker':<14}" + "".join(f"{name:>13}" for name in (*_PARTS, "total")),
+        ]
+        for zero, memory in stage.memory.items():
+            mark = " <-" if zero == stage.zero_stage else ""
+            values = [getattr(memory, name) for name in (*_PARTS, "total")]
+            lines.append(f"  {f'ZeRO {zero}':<14}" + "".join(f"{value / 1e9:>13.3f}" for value in values) + mark)
+    return "\n".join(lines)
+
+
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "candidates")
+
+
+def to_json(plan: RunPlan) -> dict[str, Any]:
+    """The plan for programs."""
+    from dataclasses import asdict
+
+    stages = []
+    for stage in plan.stages:
+        memory = {str(zero): {**asdict(m), "total": m.total} for zero, m in stage.memory.items()}
+        stages.append({**asdict(stage), "epochs": stage.epochs, "memory": memory})
+    return {"model": plan.model.model_dump(mode="json"), "sizes": asdict(plan.sizes), "stages": stages}
+
+
+def _named(weights: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {_millions(n)}" for name, n in weights.items()) or "nothing"
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e9:.2f} G" if n >= 1e9 else f"{n / 1e6:.2f} M" if n >= 1e5 else f"{n:,}"
