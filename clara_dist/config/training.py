@@ -129,6 +129,9 @@ class TrainConfig(Config):
     cpus_per_worker: float = Field(1, gt=0)
     threads_per_worker: int = Field(1, ge=1)
     max_failures: int = Field(2, ge=0)
+    start_timeout_s: float | None = Field(
+        None, gt=0, description="patience until workers start; None: 5 minutes on a local Ray, an hour on a cluster"
+    )
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
     @model_validator(mode="after")

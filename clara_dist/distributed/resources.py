@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
 
 from clara_dist.distributed.session import LOCAL_MARKER
 from clara_dist.errors import ClaraError, ClusterError
 
 _NOTICE_S = 30.0
+_MAX_ACTORS = 1000
+_SETTLE_S = 0.5
 
 
 def shortage(each: Mapping[str, float], count: int = 1) -> str | None:
@@ -37,12 +44,77 @@ def require_room(each: Mapping[str, float], count: int, who: str) -> None:
         ClusterError: The workers do not fit, and no node will be added.
     """
     lacking = shortage(each, count)
-    if lacking is not None and LOCAL_MARKER in ray.cluster_resources():
+    if lacking is not None and is_local():
         raise ClusterError(
             f"this machine has no room for {who}",
             got=lacking,
             hint="ask for fewer workers, or fewer CPUs or GPUs for each; or name a cluster in RAY_ADDRESS",
         )
+
+
+def is_local() -> bool:
+    """Whether the connected Ray was started by `connect`: it has the resources that it has, and gets no others."""
+    return LOCAL_MARKER in ray.cluster_resources()
+
+
+def holders(each: Mapping[str, float], count: int = 1) -> str | None:
+    """Who holds what workers wait for; None if there is room.
+
+    Args:
+        each: Resources of one worker.
+        count: Workers that run at the same time.
+    """
+    free = ray.available_resources()
+    names = [name for name, amount in each.items() if amount]
+    if all(free.get(name, 0) >= each[name] * count for name in names):
+        return None
+    text = (
+        f"{count} x ({_spelled(each)}) wait for room; free are {_spelled({name: free.get(name, 0) for name in names})}"
+    )
+    created = [g["bundles"].values() for g in placement_group_table().values() if g["state"] == "CREATED"]
+    held = [{name: sum(bundle.get(name, 0) for bundle in bundles) for name in names} for bundles in created]
+    texts = [f"a placement group ({_spelled(amounts)})" for amounts in held if any(amounts.values())]
+    texts += [f"the actor {name} ({_spelled(amounts)})" for name, amounts in _actors(names)]
+    return f"{text}; held by {', '.join(texts)}" if texts else text
+
+
+def placement_groups() -> dict[str, str]:
+    """The placement groups that this job has: the state of each (``CREATED``, ``PENDING`` ..) by its id."""
+    # The id of a placement group ends with that of the job that made it.
+    job = ray.get_runtime_context().get_job_id()
+    return {
+        key: group["state"]
+        for key, group in placement_group_table().items()
+        if key.endswith(job) and group["state"] != "REMOVED"
+    }
+
+
+def remove_placement_groups(keep: Collection[str]) -> None:
+    """Remove this job's placement groups, but for ``keep``, with the actors in them.
+
+    A group that an actor made lives on when the actor is killed: until the job ends, which may be long after.
+    """
+    # Who was just killed may have asked for one in its last moment: done is what is found empty twice.
+    n_empty = 0
+    while n_empty < 2:
+        found = placement_groups().keys() - keep
+        for key in found:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key))))
+        n_empty = 0 if found else n_empty + 1
+        time.sleep(_SETTLE_S)
+
+
+def _actors(names: list[str]) -> list[tuple[str, dict[str, float]]]:
+    """Actors outside of placement groups that hold any of these resources; none where Ray has no dashboard to ask."""
+    try:
+        # Without the address it looks for a Ray of this machine, and fails where there are two.
+        address = ray.get_runtime_context().gcs_address
+        actors = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True, limit=_MAX_ACTORS)
+    except (RayStateApiException, ConnectionError):
+        return []
+    held = [(f"{actor.class_name} of job {actor.job_id}", actor.required_resources or {}) for actor in actors]
+    amounts = [(who, {name: needs.get(name, 0) for name in names}) for who, needs in held]
+    return [(who, amount) for who, amount in amounts if any(amount.values())]
 
 
 def result_of(ref: ray.ObjectRef, each: Mapping[str, float], who: str) -> Any:

@@ -9,29 +9,36 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray.train
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clara_dist.config import ClaraConfig, StageConfig, TrainConfig
 from clara_dist.distributed.paths import absolute
-from clara_dist.distributed.resources import require_room, shortage
+from clara_dist.distributed.resources import (
+    holders,
+    is_local,
+    placement_groups,
+    remove_placement_groups,
+    require_room,
+    shortage,
+)
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClaraError, ClusterError
 from clara_dist.training.progress import LOG_FILE, ConsoleProgress, OnProgress, Progress
 from clara_dist.training.run_directory import RunDirectory
 
-ResultT = TypeVar("ResultT")
-
 _POLL_S = 0.25
 _WAIT_NOTICE_S = 15.0
+_ABORT_S = 30.0
+# Nothing is added to a local Ray: who waits there waits for another job. A cluster may have to buy nodes.
+_START_TIMEOUT_S = {"local": 300.0, "cluster": 3600.0}
 
 
 def train(
@@ -47,7 +54,7 @@ def train(
         config: The run. Relative paths are relative to this process.
         resume: Go on where ``run_dir`` stopped.
         address: The Ray cluster, as `connect` takes it.
-        on_progress: Called for every event of the run; None prints lines.
+        on_progress: Called for every event of the run; None prints lines. What it raises ends the run, as Ctrl-C does.
 
     Returns:
         Model directory of each stage, by stage key.
@@ -55,8 +62,8 @@ def train(
     Raises:
         TrainingError: As `clara_dist.training.loop.run`, or ``run_dir`` holds a run and ``resume`` was not asked for.
         CheckpointError: What is to be resumed is damaged, or belongs to other data or settings.
-        ClusterError: A local Ray has no room for the workers, a node does not see the run's files, or workers failed
-            more often than ``max_failures``.
+        ClusterError: A local Ray has no room for the workers, they did not start within ``start_timeout_s``, a node
+            does not see the run's files, or workers failed more often than ``max_failures``.
     """
     config = absolute_paths(config)
     report = on_progress or ConsoleProgress()
@@ -70,19 +77,18 @@ def train(
         config = config.model_copy(update={"use_gpu": use_gpu})
         require_room(_resources(config), config.workers, f"{config.workers} training workers")
         for failures in range(config.max_failures + 1):
-            try:
-                with _following(config, report):
-                    return _fit(config)
-            except ray.train.TrainingFailedError as error:
-                _raise_own(error)
-                if failures == config.max_failures:
-                    raise ClusterError(
-                        f"the workers failed {failures + 1} times",
-                        got=_reason(error),
-                        hint="their logs are in Ray's session directory; resume goes on from the last checkpoint",
-                    ) from error
-                text = f"a worker failed ({_reason(error)}); starting again from the last checkpoint"
-                report(Progress(f"{text}, attempt {failures + 2} of {config.max_failures + 1}"))
+            outcome = _attempt(config, report)
+            if isinstance(outcome, dict):
+                return outcome
+            _raise_own(outcome)
+            if failures == config.max_failures:
+                raise ClusterError(
+                    f"the workers failed {failures + 1} times",
+                    got=_reason(outcome),
+                    hint="their logs are in Ray's session directory; resume goes on from the last checkpoint",
+                ) from outcome
+            text = f"a worker failed ({_reason(outcome)}); starting again from the last checkpoint"
+            report(Progress(f"{text}, attempt {failures + 2} of {config.max_failures + 1}"))
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -125,7 +131,36 @@ def _resources(config: TrainConfig) -> dict[str, float]:
     return {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {})
 
 
-def _fit(config: TrainConfig) -> dict[str, str]:
+def _attempt(config: TrainConfig, report: OnProgress) -> dict[str, str] | Exception:
+    """One worker group from its start to its end: the outputs, or how it failed.
+
+    Ray Train's controller is owned by a task of ours. When this call is left, by whatever exception, the task's process
+    is killed, and Ray ends the actors that it owned: controller and workers. A controller that a driver had started
+    would live on, as long as anything refers to it, and keep its CPUs and GPUs.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(_fit).options(scheduling_strategy=here)
+    patience_s = config.start_timeout_s or _START_TIMEOUT_S["local" if is_local() else "cluster"]
+    follower = _Follower(config, patience_s, report)
+    others = placement_groups()
+    fit = task.remote(config, patience_s)
+    try:
+        while not ray.wait([fit], timeout=_POLL_S)[0]:
+            follower.look()
+        follower.report_new()
+        return ray.get(fit)
+    except RayError as error:
+        return error
+    finally:
+        ray.cancel(fit, force=True)  # nothing happens to a task that is over
+        ray.wait([fit], timeout=_ABORT_S)
+        remove_placement_groups(keep=others)
+
+
+def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.TrainingFailedError:
+    """Run Ray Train to its end. A task, so that everything of the run ends with its process."""
+    # The driver gives up sooner, and knows better what to say.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(2 * patience_s)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=config.model_dump(mode="json"),
@@ -135,34 +170,21 @@ def _fit(config: TrainConfig) -> dict[str, str]:
             use_gpu=bool(config.use_gpu),
             resources_per_worker=_resources(config),
         ),
-        # Ray would retry a worker's error, whatever it is; a configuration that cannot work is not worth a retry.
+        # Ray would retry a worker's error, whatever it is; a configuration that cannot work is not worth a retry. And
+        # a worker that dies while the group starts leaves a placement group behind, for which Ray's own retry waits.
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=config.run_dir,
-            failure_config=ray.train.FailureConfig(max_failures=0),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
-    return dict(_outside_main_thread(trainer.fit).return_value)
+    try:
+        return dict(trainer.fit().return_value)
+    except ray.train.TrainingFailedError as error:
+        return error
 
 
-def _outside_main_thread(work: Callable[[], ResultT]) -> ResultT:
-    """Run ``work`` in a thread of its own, and wait.
-
-    In the main thread Ray Train takes over SIGINT, for good: Ctrl-C would end neither training nor what comes after.
-    """
-    future: Future[ResultT] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="ray-train", daemon=True).start()
-    return future.result()
-
-
-def _raise_own(error: ray.train.TrainingFailedError) -> None:
+def _raise_own(error: Exception) -> None:
     """Raise the worker's own `ClaraError`, if there is one: it says what is wrong, and trying again would not help."""
     for failure in getattr(error, "worker_failures", {}).values():
         # Ray wraps what a worker raised, to keep its traceback.
@@ -171,7 +193,7 @@ def _raise_own(error: ray.train.TrainingFailedError) -> None:
             raise cause from None
 
 
-def _reason(error: ray.train.TrainingFailedError) -> str:
+def _reason(error: Exception) -> str:
     """One short line a failed worker; the whole story is in the chained exception."""
     failures = getattr(error, "worker_failures", {}) or {"controller": error}
     lines = []
@@ -181,39 +203,64 @@ def _reason(error: ray.train.TrainingFailedError) -> str:
     return "; ".join(lines)
 
 
-@contextmanager
-def _following(config: TrainConfig, report: OnProgress) -> Iterator[None]:
-    """Report the run's log as it grows, from where it ends now; and, until it does, what is being waited for."""
-    log = Path(config.run_dir) / LOG_FILE
-    start = log.stat().st_size if log.exists() else 0
-    stopped = threading.Event()
-    thread = threading.Thread(target=_follow, args=(config, log, start, stopped, report), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
+class _Follower:
+    """Reports the run's log as it grows, from where it ends now; and, until it does, what is being waited for.
 
+    Args:
+        config: The run.
+        patience_s: How long the workers may take to say their first word.
+        report: Gets the events.
+    """
 
-def _follow(config: TrainConfig, log: Path, position: int, stopped: threading.Event, report: OnProgress) -> None:
-    awaited = f"{config.workers} training worker{'s' if config.workers > 1 else ''}"
-    report(Progress(f"waiting for {awaited} to start"))
-    waited_s, notice_s, heard = 0.0, _WAIT_NOTICE_S, False
-    while True:
-        last_round = stopped.wait(_POLL_S)
-        lines, position = _new_lines(log, position)
-        for line in lines:
-            heard = True
-            report(Progress.from_json(line))
-        if last_round:
+    def __init__(self, config: TrainConfig, patience_s: float, report: OnProgress) -> None:
+        self._config = config
+        self._report = report
+        self._log = Path(config.run_dir) / LOG_FILE
+        self._position = self._log.stat().st_size if self._log.exists() else 0
+        self._patience_s = patience_s
+        self._heard = False
+        self._others = placement_groups()
+        self._started = time.monotonic()
+        self._notice_s = _WAIT_NOTICE_S
+        self._awaited = f"{config.workers} training worker{'s' if config.workers > 1 else ''}"
+        report(Progress(f"waiting for {self._awaited} to start"))
+
+    def look(self) -> None:
+        """Report what is new, or from time to time that there is nothing yet.
+
+        Raises:
+            ClusterError: The workers have had time enough to start.
+        """
+        self.report_new()
+        waited_s = time.monotonic() - self._started
+        if self._heard or waited_s < min(self._notice_s, self._patience_s):
             return
-        waited_s += _POLL_S
-        if not heard and waited_s >= notice_s:
-            lacking = shortage(_resources(config), config.workers)
-            why = f"nodes must be added, for {lacking}" if lacking else "each needs a process, and its imports"
-            report(Progress(f"still waiting for {awaited} after {waited_s:.0f} s: {why}"))
-            notice_s += _WAIT_NOTICE_S
+        why = self._why()
+        if waited_s >= self._patience_s:
+            raise ClusterError(
+                f"{self._awaited} did not start within {self._patience_s:g} s",
+                got=why,
+                hint="end what holds the resources, ask for fewer, or wait longer with start_timeout_s; resume goes on "
+                "from the last checkpoint",
+            )
+        self._report(Progress(f"still waiting for {self._awaited} after {waited_s:.0f} s: {why}"))
+        self._notice_s += _WAIT_NOTICE_S
+
+    def report_new(self) -> None:
+        """Report the lines that were added to the log."""
+        lines, self._position = _new_lines(self._log, self._position)
+        for line in lines:
+            self._heard = True
+            self._report(Progress.from_json(line))
+
+    def _why(self) -> str:
+        each = _resources(self._config)
+        lacking = shortage(each, self._config.workers)
+        if lacking is not None:
+            return f"nodes must be added, for {lacking}" if not is_local() else lacking
+        # A group of our own that is there holds what the workers need.
+        placed = any(s == "CREATED" for key, s in placement_groups().items() if key not in self._others)
+        return (None if placed else holders(each, self._config.workers)) or "each needs a process, and its imports"
 
 
 def _new_lines(log: Path, position: int) -> tuple[list[str], int]:

@@ -38,6 +38,9 @@ def run(config: TrainConfig, *, resume: bool = False, on_progress: OnProgress | 
         directory.begin(config, resume=resume)
     group.barrier()
     log = RunLog(directory.root, active=group.is_first, tracker=config.tracker, on_progress=on_progress)
+    log.message(
+        f"{group.world_size} training worker{'s' if group.world_size > 1 else ''} at work ({group.device.type})"
+    )
     try:
         return _run_stages(config, directory, group, log)
     finally:

@@ -1,13 +1,15 @@
-"""Training through Ray Train: two workers with DeepSpeed, a worker that is killed, an error that is not retried."""
+"""Training through Ray Train: a worker that is killed, runs that are left or never start, errors not retried."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -37,8 +39,14 @@ def make_config(tmp_path: Path, base_dir: Path, run_name: str, **stage: Any) -> 
     )
 
 
-def workers_of_this_process() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+def live_workers() -> list[psutil.Process]:
+    """The training workers below this process. Processes that end while they are listed are none of them."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def weights_of(model_dir: str) -> dict[str, torch.Tensor]:
@@ -49,11 +57,14 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_its_checkpoint(
     local_ray: None, tmp_path: Path, tiny_base_dir: Path
 ) -> None:
     events: list[Progress] = []
+    killed: list[int] = []
 
     def kill_one_worker_once(event: Progress) -> None:
-        if event.step == 5 and not any(earlier.step == 5 for earlier in events):
-            workers_of_this_process()[-1].kill()
         events.append(event)
+        if event.step is not None and event.step >= 5 and not killed:
+            victim = live_workers()[-1]
+            victim.kill()
+            killed.append(victim.pid)
 
     # Long enough that it cannot be over before the driver, which reads the log four times a second, sees step 5.
     length = {"steps": 120, "optimizer": {"lr": 1e-3}}
@@ -81,6 +92,42 @@ def test_an_error_of_the_run_itself_is_raised_as_it_is_and_not_retried(
     with pytest.raises(DataError, match=r"rows\.jsonl"):
         train_job.train(config, on_progress=events.append)
     assert not any("starting again" in event.text for event in events)
+
+
+def test_an_error_of_the_callback_ends_the_run_and_its_workers(
+    local_ray: None, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    workers: list[psutil.Process] = []
+
+    def fail(event: Progress) -> None:
+        if event.step is not None:
+            workers.extend(live_workers())
+            raise KeyError("nobody expects this")
+
+    with pytest.raises(KeyError, match="nobody expects"):
+        train_job.train(make_config(tmp_path, tiny_base_dir, "left", steps=100_000), on_progress=fail)
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    # What they held is free: a placement group of all CPUs comes about.
+    group = ray.util.placement_group([{"CPU": 1}, {"CPU": 1}])
+    assert group.wait(60)
+    ray.util.remove_placement_group(group)
+
+
+def test_workers_that_find_no_room_are_given_up_and_who_holds_it_is_named(
+    local_ray: None, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    class Lodger:
+        def ping(self) -> None:
+            pass
+
+    lodger = ray.remote(num_cpus=1)(Lodger).remote()
+    ray.get(lodger.ping.remote())
+    config = make_config(tmp_path, tiny_base_dir, "waiting").model_copy(update={"start_timeout_s": 5.0})
+    message = r"did not start within 5 s(.|\n)*free are 1 CPU; held by the actor \S+Lodger of job \w+ \(1 CPU\)"
+    with pytest.raises(ClusterError, match=message):
+        train_job.train(config, on_progress=lambda event: None)
+    ray.kill(lodger)
 
 
 def test_workers_that_a_local_ray_cannot_hold_are_refused(local_ray: None, tmp_path: Path, tiny_base_dir: Path) -> None:
