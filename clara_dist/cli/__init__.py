@@ -7,6 +7,6 @@ Nothing heavy is imported before a command runs, so ``--help`` answers at once.
 from clara_dist.cli.base import app, main, resolve
 
 # Imported for their commands, in the order in which `--help` lists them.
-from clara_dist.cli import demo, model, compress, train, serve, evaluate, store, store_changes, plan, bench  # noqa: F401
+from clara_dist.cli import demo, model, compress, train, serve, evaluate, diagnose, store, store_changes, plan, bench  # noqa: F401
 
 __all__ = ["app", "main", "resolve"]

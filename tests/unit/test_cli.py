@@ -27,6 +27,7 @@ COMMANDS = [
     "serve",
     "ask",
     "eval",
+    "diagnose selection",
     "store info",
     "store versions",
     "store verify",

@@ -24,7 +24,7 @@ INTERNAL = {
     "retrieval": {"core", "store"},
     "training": {"model", "data", "retrieval", "core"},
     "inference": {"model", "retrieval", "store", "core"},
-    "evaluation": {"inference", "retrieval", "data", "core"},
+    "evaluation": {"inference", "model", "retrieval", "data", "core"},
     "planning": {"data"},
 }
 ANYTHING = {"distributed", "cli", "bench"}
