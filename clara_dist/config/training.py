@@ -11,6 +11,8 @@ from clara_dist.config.model import Attention, ClaraConfig, Dtype
 
 StageName = Literal["base", "compression", "instruct", "joint"]
 EstimatorName = Literal["sequential", "leave_own_out"]
+# Published layouts of question-answering data (`clara_dist.data.layouts`).
+DataFormat = Literal["auto", "clara", "hotpotqa", "2wiki", "musique", "dpr"]
 
 
 class OptimizerConfig(Config):
@@ -58,7 +60,12 @@ class StageConfig(Config):
     """One stage.
 
     Attributes:
-        data: Examples (jsonl); ``seed`` and ``shuffle`` decide their order.
+        data: Examples: JSON lines, a JSON array, Parquet, a saved data set, ``hf://datasets/ORG/NAME?split=train``; a
+            file, pattern, directory or URL. ``seed`` and ``shuffle`` decide their order.
+        format: Their layout; ``auto`` tells it by the fields of each row.
+        max_documents: Keep so many documents of an example, right and wrong ones by turns; None keeps all.
+        max_truncated_answers: Share of examples whose answers may be cut because they do not fit into the model's
+            ``max_prompt_tokens``. A cut answer is not taught to end where it was cut.
         batch_size: Examples per optimiser step, over all workers and accumulation steps.
         base_dir: Stage ``base`` only: directory with a ``config.json`` and a tokenizer; the trained base is written to
             ``output``.
@@ -71,6 +78,9 @@ class StageConfig(Config):
 
     stage: StageName
     data: str
+    format: DataFormat = "auto"
+    max_documents: int | None = Field(None, ge=1)
+    max_truncated_answers: float = Field(0.0, ge=0, le=1)
     steps: int = Field(ge=1)
     batch_size: int = Field(64, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
