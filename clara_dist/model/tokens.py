@@ -26,10 +26,11 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt and, in training, its answer with the closing token."""
+    """A prompt and, in training, its answer with the closing token; a ``truncated`` answer ends without it."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
+    truncated: bool = False
 
 
 class ClaraTokenizer:
@@ -141,16 +142,34 @@ class ClaraTokenizer:
         """
         return self._prompt_ids("answer", k, {"question": question})
 
-    def prompt_with_answer(self, task: Task, k: int, question: str, answer: str) -> TokenizedPrompt:
-        """Training prompt of a task over k memory slots, with the ids of its answer and closing token."""
-        return self._with_answer(task, k, {"question": question}, answer)
+    def prompt_with_answer(
+        self, task: Task, k: int, question: str, answer: str, *, cut_answer: bool = False
+    ) -> TokenizedPrompt:
+        """Training prompt of a task over k memory slots, with the ids of its answer and closing token.
+
+        Args:
+            task: What is asked.
+            k: Slots.
+            question: Empty for tasks that ask none.
+            answer: What is to be learnt.
+            cut_answer: Cut an answer that does not fit, rather than refuse it. It keeps one token at least, and is not
+                closed: nothing is learnt about where it ends.
+
+        Raises:
+            TokenizationError: The prompt is longer than ``config.max_prompt_tokens``, with its answer or, if that may
+                be cut, with the first token of it.
+        """
+        return self._with_answer(task, k, {"question": question}, answer, cut_answer)
 
     def text_prompt(self, question: str, texts: Sequence[str]) -> list[int]:
         """Generation prompt with documents as text in place of memories."""
         return self._prompt_ids("answer", None, {"question": question, "text": "\n".join(texts)})
 
-    def text_prompt_with_answer(self, task: Task, question: str, texts: Sequence[str], answer: str) -> TokenizedPrompt:
-        return self._with_answer(task, None, {"question": question, "text": "\n".join(texts)}, answer)
+    def text_prompt_with_answer(
+        self, task: Task, question: str, texts: Sequence[str], answer: str, *, cut_answer: bool = False
+    ) -> TokenizedPrompt:
+        """`prompt_with_answer` with documents as text in place of memories."""
+        return self._with_answer(task, None, {"question": question, "text": "\n".join(texts)}, answer, cut_answer)
 
     def text_span(self, prompt_ids: Sequence[int], texts: Sequence[str]) -> tuple[int, int]:
         """Where the documents stand in a text prompt, as ``[start, end)``.
@@ -181,15 +200,18 @@ class ClaraTokenizer:
         self._require_fit(len(ids))
         return ids
 
-    def _with_answer(self, task: Task, k: int | None, fields: dict[str, str], answer: str) -> TokenizedPrompt:
+    def _with_answer(
+        self, task: Task, k: int | None, fields: dict[str, str], answer: str, cut_answer: bool
+    ) -> TokenizedPrompt:
         prompt = self._prompt_ids(task, k, fields)
         whole = self._template.ids(*self._messages(task, k), fields | {"answer": answer}, answered=True)
-        self._require_fit(len(whole))
+        self._require_fit(len(prompt) + 1 if cut_answer else len(whole))
         # A token may straddle the border between prompt and answer; then supervision starts with that token.
         same = 0
         while same < min(len(prompt), len(whole) - 1) and prompt[same] == whole[same]:
             same += 1
-        return TokenizedPrompt(whole[:same], whole[same:])
+        limit = self.config.max_prompt_tokens
+        return TokenizedPrompt(whole[:same], whole[same:limit], len(whole) > limit)
 
     def _require_fit(self, n_tokens: int) -> None:
         if n_tokens > self.config.max_prompt_tokens:
