@@ -18,10 +18,6 @@ from clara_dist.config.pipeline import PipelineConfig
 from clara_dist.config.training import EngineConfig, StageConfig, TrainConfig
 from clara_dist.data.corpus import plan_units
 from clara_dist.data.questions import read_questions
-from clara_dist.distributed.actor_pool import map_serially
-from clara_dist.distributed.compress_job import run as compress
-from clara_dist.distributed.compress_workers import identify_model
-from clara_dist.distributed.demo import demo_config
 from clara_dist.distributed.steps import Step, run_steps
 from clara_dist.evaluation import LatentRanker, evaluate
 from clara_dist.inference.generator import Generator
@@ -37,6 +33,8 @@ _METHOD = "reasoner"
 
 def one_process(work_dir: str | Path, seed: int) -> PipelineConfig:
     """The demo's pipeline in ``work_dir``, on one worker and the plain torch engine."""
+    from clara_dist.distributed.demo import demo_config  # imports Ray, which nothing here uses
+
     config = demo_config(Path(work_dir), seed)
     changes = {"prepare": _serial(config.prepare), "joint": _serial(config.joint)}
     return config.model_copy(update=changes)
@@ -128,7 +126,11 @@ def _serial(run: TrainConfig) -> TrainConfig:
 
 
 def _compress(config: PipelineConfig) -> None:
+    from clara_dist.distributed.actor_pool import map_serially
+    from clara_dist.distributed.compress_job import run
+    from clara_dist.distributed.compress_workers import identify_model
+
     job = config.compress
     assert job.rows_per_shard is not None, "jobs/configs/demo.yaml sets it"
     units = plan_units(job.corpus, rows_per_unit=job.rows_per_shard)
-    compress(job, units, scan_on=map_serially, compress_on=map_serially, identify=lambda: identify_model(job))
+    run(job, units, scan_on=map_serially, compress_on=map_serially, identify=lambda: identify_model(job))
