@@ -43,3 +43,29 @@ def bench_compress(
     )
     print(run_bench(settings, output))
     print(f"figures: {output}")
+
+
+@bench_app.command("estimators")
+def bench_estimators(
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-estimators.json"),
+    work_dir: Annotated[Path, typer.Option(help="Takes worlds and models; run again, it goes on.")] = Path(
+        "estimators"
+    ),
+    seed: Annotated[list[int] | None, typer.Option(help="Of a world and its training; repeat it for several.")] = None,
+    diagnosed: Annotated[int, typer.Option(min=0, help="Questions of each swap table; 0: no swap tables.")] = 40,
+) -> None:
+    """The joint stage with 1, 3 and 5 documents and both estimators, on the demo's world: retrieval and answers.
+
+    Each seed makes its world, base, compressor and store once (2 CPU-minutes); every joint stage (1 to 2 CPU-minutes)
+    starts from them. One process, one thread. The figures are of 400 held-out questions over the whole corpus.
+
+    \b
+    Examples:
+      clara-dist bench estimators
+      clara-dist bench estimators --seed 7 --diagnosed 0
+    """
+    from clara_dist.bench.estimators import EstimatorBench, run_bench
+
+    settings = EstimatorBench(work_dir=work_dir, seeds=tuple(seed or [11, 12, 13]), n_diagnosed=diagnosed)
+    print(run_bench(settings, output))
+    print(f"figures: {output}")

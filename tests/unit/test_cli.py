@@ -23,6 +23,7 @@ COMMANDS = [
     "compress",
     "plan",
     "bench compress",
+    "bench estimators",
     "train",
     "serve",
     "ask",

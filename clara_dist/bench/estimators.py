@@ -1,0 +1,107 @@
+"""The estimators of the joint stage compared by what they teach: the demo's world, K = 1, 3 and 5, from one start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clara_dist.bench import demo_runs
+from clara_dist.bench.machine import describe_machine
+from clara_dist.config.pipeline import PipelineConfig
+from clara_dist.core import Estimator
+from clara_dist.data.demo_files import write_demo
+from clara_dist.data.examples import read_examples
+from clara_dist.evaluation.selection_diagnosis import diagnose_model
+
+# With one slot the estimators are the same.
+_RUNS: tuple[tuple[int, Estimator], ...] = (
+    (1, "sequential"),
+    (3, "sequential"),
+    (3, "leave_own_out"),
+    (5, "sequential"),
+    (5, "leave_own_out"),
+)
+_COLUMNS = ("R@1", "R@3", "R@5", "EM@1", "EM@K")
+
+
+@dataclass(frozen=True)
+class EstimatorBench:
+    """What to measure; see ``clara-dist bench estimators --help``.
+
+    Attributes:
+        work_dir: Worlds and models are kept there; what is finished is not done again.
+        seeds: Of the worlds and of all training.
+        n_diagnosed: Questions of each swap table; 0 makes none.
+    """
+
+    work_dir: Path
+    seeds: tuple[int, ...] = (11, 12, 13)
+    n_diagnosed: int = 40
+
+
+def run_bench(settings: EstimatorBench, output: Path) -> str:
+    """Train and measure all, write the figures to ``output``, and return them as text."""
+    machine = describe_machine("cpu")
+    seeds = {seed: _seed(settings, seed) for seed in settings.seeds}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    written = {"machine": machine, "settings": asdict(settings) | {"work_dir": str(settings.work_dir)}, "seeds": seeds}
+    output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return "\n".join(_table(seeds))
+
+
+def _seed(settings: EstimatorBench, seed: int) -> dict[str, Any]:
+    config = demo_runs.one_process(settings.work_dir / f"seed-{seed}", seed)
+    demo_runs.prepare(config, lambda folder: write_demo(folder, seed))
+    runs = []
+    for k, estimator in _RUNS:
+        print(f"seed {seed}: joint stage with K = {k}, {estimator}", flush=True)
+        scores = demo_runs.train_and_score(
+            config, _run_dir(config, k, estimator), [f"top_k={k}", f"estimator={estimator}"]
+        )
+        runs.append({"k": k, "estimator": estimator} | scores)
+    diagnosed = list(_diagnoses(config, settings.n_diagnosed)) if settings.n_diagnosed else []
+    return {"runs": runs, "diagnoses": diagnosed}
+
+
+def _diagnoses(config: PipelineConfig, n: int) -> Iterator[dict[str, Any]]:
+    """Swap tables of the joint stage's start, of the retriever that K = 1 made, and of each run with more slots."""
+    (stage,) = config.joint.stages
+    assert stage.store is not None, "a joint stage has one"
+    examples = read_examples(stage.data, "joint")[:n]
+    retriever = demo_runs.model_dir(_run_dir(config, 1, "sequential"))
+    for k in (3, 5):
+        models = {"instruct": Path(config.compress.model), "K = 1": retriever}
+        models |= {f"K = {k}, {e}": demo_runs.model_dir(_run_dir(config, k, e)) for of, e in _RUNS if of == k}
+        for name, model in models.items():
+            print(f"swaps of {name}, read with K = {k}", flush=True)
+            diagnosis = diagnose_model(
+                model, stage.store, examples, device="cpu", top_k=k, temperature=stage.temperature
+            )
+            yield {"model": name, "k": k, "cosines": {e.estimator: e.cosine for e in diagnosis.estimators}} | {
+                "report": diagnosis.to_dict()
+            }
+
+
+def _run_dir(config: PipelineConfig, k: int, estimator: Estimator) -> Path:
+    return Path(config.run_dir) / "runs" / f"k{k}-{estimator}"
+
+
+def _table(seeds: dict[int, dict[str, Any]]) -> Iterator[str]:
+    head = f"{'K':<3}{'estimator':<15}{'seed':>5}" + "".join(f"{column:>8}" for column in _COLUMNS)
+    yield f"{head}\n{'-' * len(head)}"
+    for k, estimator in _RUNS:
+        for seed, found in seeds.items():
+            run = next(run for run in found["runs"] if (run["k"], run["estimator"]) == (k, estimator))
+            yield f"{k:<3}{estimator:<15}{seed:>5}" + "".join(f"{run[column]:>8.3f}" for column in _COLUMNS)
+    yield "\ncosine of the score update with the exact one"
+    for seed, found in seeds.items():
+        for row in found["diagnoses"]:
+            cosines = ", ".join(f"{name} {_signed(value)}" for name, value in row["cosines"].items())
+            yield f"seed {seed}, K = {row['k']}, model {row['model']}: {cosines}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
