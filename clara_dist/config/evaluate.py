@@ -8,6 +8,7 @@ from pydantic import Field
 
 from clara_dist.config.base import Config
 from clara_dist.config.model import Attention, Dtype, Quantization
+from clara_dist.config.training import DataFormat
 
 
 class EvaluateConfig(Config):
@@ -17,7 +18,9 @@ class EvaluateConfig(Config):
         model: Model directory. ``base_model`` overrides where its base LLM is.
         store: Memory store that this model's compressor wrote.
         store_version: None is the current one.
-        questions: jsonl of ``{question_id, question, answer, positives, candidates?}``.
+        questions: jsonl of ``{question_id, question, answer, positives, candidates?}``, or training rows of the joint
+            stage and published data sets that say which documents hold the answer.
+        format: The layout of the latter; ``auto`` tells it by the fields of each row.
         top_k: Documents that the generator reads.
         recall_at: The k of the Recall@k columns.
         max_tokens: Longest answer.
@@ -33,6 +36,7 @@ class EvaluateConfig(Config):
     store: str
     store_version: int | None = Field(None, ge=1)
     questions: str
+    format: DataFormat = "auto"
     top_k: int = Field(1, ge=1)
     recall_at: tuple[int, ...] = Field((1, 3, 5), min_length=1)
     max_tokens: int = Field(32, ge=1)

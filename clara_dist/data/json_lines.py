@@ -125,10 +125,10 @@ def iter_objects(path: str, *, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> 
             try:
                 row = parse_object(line)
             except BadRow as bad:
-                raise row_error(path, number, bad) from None
+                raise row_error(f"{path}, line {number}", bad) from None
             yield number, row
 
 
-def row_error(path: str, line: int, bad: BadRow) -> DataError:
-    """The error for a bad row of a file in which every row must be good."""
-    return DataError(f"{path}, line {line}: {bad.reason}", hint="correct or remove the row; none is skipped silently")
+def row_error(place: str, bad: BadRow) -> DataError:
+    """The error for a bad row of data in which every row must be good."""
+    return DataError(f"{place}: {bad.reason}", hint="correct or remove the row; none is skipped silently")

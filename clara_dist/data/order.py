@@ -23,7 +23,7 @@ class ExampleOrder:
         n: Number of examples.
         seed: Decides the shuffling.
         shuffle: Another permutation for every epoch; otherwise the order of the file.
-        fingerprint: Content hash of the examples (`examples_fingerprint`).
+        fingerprint: Content hash of the examples (`clara_dist.data.examples.ExamplesDigest`).
     """
 
     n: int

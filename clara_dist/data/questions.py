@@ -6,6 +6,9 @@ One JSON object a line::
      "candidates": ["doc_id", ...]}
 
 ``answer`` lists every spelling that counts as right. ``candidates`` may be left out, in all rows or in none.
+
+Rows of the joint stage, which say where the answer is, are questions too: CLaRa's own (``question, docs[], pos_index,
+answer | gold_answer | golden_answers``) and those of published data sets, see `clara_dist.data.layouts`.
 """
 
 from __future__ import annotations
@@ -14,9 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clara_dist.config.training import DataFormat
 from clara_dist.data.documents import BadRow, checked_text
-from clara_dist.data.json_lines import iter_objects, row_error
+from clara_dist.data.examples import ANSWER_FIELDS, joint_row
+from clara_dist.data.json_lines import row_error
+from clara_dist.data.layouts import clara_row
+from clara_dist.data.rows import iter_rows
 from clara_dist.errors import DataError
+from clara_dist.store import files
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +46,28 @@ class EvalQuestion:
     candidates: tuple[str, ...] = ()
 
 
-def read_questions(path: str) -> list[EvalQuestion]:
-    """Read a file of questions, all of it or nothing: a skipped question would change every figure.
+def read_questions(path: str, layout: DataFormat = "auto") -> list[EvalQuestion]:
+    """Read questions, all of them or none: a skipped question would change every figure.
+
+    Args:
+        path: See `iter_rows`.
+        layout: See `clara_row`.
 
     Raises:
-        DataError: The file cannot be read or has no questions, or a row is wrong; names file, line and reason.
+        DataError: The data cannot be read or has no questions, or a row is wrong; names place and reason.
     """
     questions: list[EvalQuestion] = []
-    line_of: dict[str, int] = {}
-    for line, row in iter_objects(path):
+    place_of: dict[str, str] = {}
+    for place, row in iter_rows(path):
         try:
-            question = _question(row)
-            if question.question_id in line_of:
-                raise BadRow(f"question_id {question.question_id!r} is that of line {line_of[question.question_id]}")
+            question = _question(row) if "positives" in row else _published(place, row, layout)
+            if question.question_id in place_of:
+                raise BadRow(f"question_id {question.question_id!r} is that of {place_of[question.question_id]}")
             if questions and bool(question.candidates) != bool(questions[0].candidates):
                 raise BadRow("candidates must be given in all rows or in none")
         except BadRow as bad:
-            raise row_error(path, line, bad) from None
-        line_of[question.question_id] = line
+            raise row_error(place, bad) from None
+        place_of[question.question_id] = place
         questions.append(question)
     if not questions:
         raise DataError(f"{path} has no questions")
@@ -70,6 +82,25 @@ def _question(row: Mapping[str, Any]) -> EvalQuestion:
         answers=_texts("answer", [answer] if isinstance(answer, str) else answer),
         positives=_texts("positives", row.get("positives")),
         candidates=_texts("candidates", row["candidates"]) if row.get("candidates") is not None else (),
+    )
+
+
+def _published(place: str, row: Mapping[str, Any], layout: DataFormat) -> EvalQuestion:
+    """A row of training data as a question; its place names it where it has no id."""
+    own = clara_row(row, layout)
+    if own.get("answerable") is False:
+        raise BadRow("the question cannot be answered from its paragraphs")
+    example = joint_row(own)
+    if not example.positives:
+        raise BadRow("it is not known which documents hold the answer (positives, or docs with pos_index)")
+    answers = next(own[name] for name in ANSWER_FIELDS if own.get(name) is not None)
+    answers = [answers] if isinstance(answers, str) else list(dict.fromkeys(answers))
+    return EvalQuestion(
+        question_id=checked_text("question_id", own.get("question_id") or files.split(place)[1]),
+        question=example.questions[0],
+        answers=_texts("answer", answers),
+        positives=tuple(example.candidate_ids[i] for i in example.positives),
+        candidates=example.candidate_ids,
     )
 
 

@@ -85,7 +85,7 @@ def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationRep
     same in all of them.
     """
     torch.set_num_threads(config.threads)
-    questions = read_questions(config.questions)
+    questions = read_questions(config.questions, config.format)
     store = MemoryStore.open(config.store, config.store_version)
     clara = load_model(config, device)
     store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), f"the model {config.model}")

@@ -8,13 +8,21 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from clara_dist.config.training import TrainConfig
+from clara_dist.errors import ClaraError, TrainingError
 from clara_dist.training.collectives import Group, current_group
+from clara_dist.training.data import prepare_run
 from clara_dist.training.progress import OnProgress, RunLog
 from clara_dist.training.run_directory import RunDirectory
 from clara_dist.training.stage_run import StageRun
 
 
-def run(config: TrainConfig, *, resume: bool = False, on_progress: OnProgress | None = None) -> dict[str, str]:
+def run(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+    data_is_prepared: bool = False,
+) -> dict[str, str]:
     """Train all stages of a run on this worker. Every worker of the default process group calls it.
 
     Args:
@@ -22,6 +30,7 @@ def run(config: TrainConfig, *, resume: bool = False, on_progress: OnProgress | 
         resume: Go on where ``run_dir`` stopped: finished stages are skipped, an unfinished one continues from its last
             checkpoint as if it had not stopped.
         on_progress: Called on rank 0 for every event.
+        data_is_prepared: Somebody called `prepare_run` for this start of the run; else the first worker does.
 
     Returns:
         Model directory of each stage, by stage key (``compression``, ``joint``, ``joint-2`` ..).
@@ -29,6 +38,7 @@ def run(config: TrainConfig, *, resume: bool = False, on_progress: OnProgress | 
     Raises:
         TrainingError: The loss is not finite, nothing is trainable, or a role gets no gradient.
         CheckpointError: What is to be resumed is damaged, or belongs to other data or settings.
+        DataError: As `prepare_run`.
     """
     torch.set_num_threads(config.threads_per_worker)
     _quiet_libraries()
@@ -42,9 +52,23 @@ def run(config: TrainConfig, *, resume: bool = False, on_progress: OnProgress | 
         f"{group.world_size} training worker{'s' if group.world_size > 1 else ''} at work ({group.device.type})"
     )
     try:
+        if not data_is_prepared:
+            _prepare(config, group, log)
         return _run_stages(config, directory, group, log)
     finally:
         log.close()
+
+
+def _prepare(config: TrainConfig, group: Group, log: RunLog) -> None:
+    """Prepare the data in the first worker; the others wait, and end if it fails."""
+    failure = None
+    if group.is_first:
+        try:
+            prepare_run(config, log.message)
+        except ClaraError as error:
+            failure = error
+    if group.sum([failure is not None])[0]:
+        raise failure or TrainingError("the first worker could not prepare the data", hint="it says why")
 
 
 def _run_stages(config: TrainConfig, directory: RunDirectory, group: Group, log: RunLog) -> dict[str, str]:

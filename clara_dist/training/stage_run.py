@@ -11,12 +11,14 @@ import torch
 
 from clara_dist.config.model import ClaraConfig
 from clara_dist.config.training import EngineConfig, StageConfig
-from clara_dist.data.examples import Example, examples_fingerprint, read_examples
+from clara_dist.data.examples import Example
 from clara_dist.data.order import ExampleOrder
-from clara_dist.errors import DataError, TrainingError
+from clara_dist.data.prepared import open_examples
+from clara_dist.errors import TrainingError
 from clara_dist.training import checkpoint as checkpoints
 from clara_dist.training.batches import Batch, Totals, plan_step
 from clara_dist.training.collectives import Group
+from clara_dist.training.data import data_folder
 from clara_dist.training.engine import Engine, build_engine
 from clara_dist.training.metrics import Interval
 from clara_dist.training.optimizer import lr_factor
@@ -56,9 +58,8 @@ class StageRun:
             checkpoints.require_same({"stage": done["settings"]["stage"]}, settings, self.directory.root / self.key)
             self.log.message(f"stage {self.key}: finished before, model in {done['output']}")
             return str(done["output"])
-        examples = read_examples(self.stage.data, self.stage.stage)
-        _require_candidates(examples, self.stage)
-        order = ExampleOrder(len(examples), self.stage.seed, self.stage.shuffle, examples_fingerprint(examples))
+        examples = open_examples(data_folder(str(self.directory.root), self.key))
+        order = ExampleOrder(len(examples), self.stage.seed, self.stage.shuffle, examples.fingerprint)
         self.log.message(f"stage {self.key}: {len(examples):,} examples from {self.stage.data}; loading the model")
         built = build_stage(self.stage, source, self.engine_config, self.group.device)
         settings |= {"order": order.state()} | built.settings
@@ -188,17 +189,3 @@ class StageRun:
         self.group.barrier()
         self.log.message(f"stage {self.key}: done, model in {output}")
         return str(output)
-
-
-def _require_candidates(examples: Sequence[Example], stage: StageConfig) -> None:
-    """An example with too few candidates is told before the first step, not at the unlucky one that draws K slots."""
-    if stage.stage != "joint" or stage.candidates.source == "corpus":
-        return
-    for example in examples:
-        if len(example.candidate_ids) < stage.top_k:
-            raise DataError(
-                f"a question of {stage.data} has fewer candidates than the stage reads documents",
-                got=f"{len(example.candidate_ids)} candidates of {example.question[:60]!r}",
-                expected=f"at least {stage.top_k} (top_k)",
-                hint="give it more candidates, lower top_k, or use candidates.source = corpus",
-            )

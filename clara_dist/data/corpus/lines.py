@@ -24,6 +24,7 @@ from clara_dist.data.documents import (
     value_at,
 )
 from clara_dist.data.json_lines import iter_lines, parse_object, skip_bom
+from clara_dist.data.layouts import clara_row, layout_of
 from clara_dist.data.streams import KeptFile, open_bytes
 from clara_dist.errors import DataError
 
@@ -71,9 +72,14 @@ def read_head(path: str, fields: FieldMap, max_line_bytes: int) -> LineHead:
     if not first_byte:
         raise DataError(f"{path} is empty: it has no rows")
     if not rows and first_byte == b"[":
-        raise DataError(f"{path} is a JSON array", expected="JSON lines: one object per line")
+        raise DataError(
+            f"{path} is a JSON array",
+            expected="JSON lines: one object per line",
+            hint="`clara-dist data convert` makes rows of CLaRa's form from a published data set",
+        )
     texts = TEXT_FIELDS if fields.text is None else (fields.text,)
-    is_training = bool(rows) and "docs" in rows[0] and all(value_at(rows[0], name) is None for name in texts)
+    is_training = bool(rows) and all(value_at(rows[0], name) is None for name in texts)
+    is_training = is_training and ("docs" in rows[0] or layout_of(rows[0]) != "clara")
     return LineHead("clara" if is_training else "jsonl", frozenset(_paths(rows)))
 
 
@@ -169,7 +175,7 @@ def _items_of_line(line: bytes | None, unit: CorpusUnit) -> Iterator[Document | 
 
 
 def _documents_of_training_row(row: dict[str, Any]) -> Iterator[Document | BadRow]:
-    texts = row.get("docs")
+    texts = clara_row(row).get("docs")
     if not isinstance(texts, list) or not texts:
         raise BadRow("missing docs" if texts is None else "docs is not a list of texts, or an empty one")
     for position, text in enumerate(texts):

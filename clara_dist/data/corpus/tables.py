@@ -105,6 +105,22 @@ def read_table(unit: CorpusUnit, kept: KeptFile | None = None) -> Iterator[tuple
                 yield first + i + 1, _document(batch, i, unit, first + i + 1)
 
 
+def iter_table_rows(path: str, row_format: RowFormat) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (1-based row number, row) of a whole file, all columns.
+
+    Raises:
+        DataError: The file cannot be read or is damaged.
+    """
+    with _opened(path, row_format, None, None) as cursor:
+        for first, batch in cursor.slices(0, cursor.n_rows):
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                try:
+                    rows = batch.slice(start, _BATCH_ROWS).to_pylist()
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path} has invalid UTF-8 behind row {first + start}", got=error) from error
+                yield from enumerate(rows, first + start + 1)
+
+
 def _document(batch: Any, i: int, unit: CorpusUnit, number: int) -> Document | Reject:
     row: dict[str, Any] = {}
     try:

@@ -9,7 +9,7 @@ import pytest
 
 from clara_dist.data.corpus import plan_units, read_unit
 from clara_dist.data.documents import Document, content_id
-from clara_dist.data.examples import Example, examples_fingerprint, read_examples
+from clara_dist.data.examples import Example, ExamplesDigest, read_examples
 from clara_dist.errors import DataError
 
 QA = {"data_type": "qa", "question": ["q1", "q2"], "answers": ["a1", "a2"], "docs": ["first text", "second text"]}
@@ -131,11 +131,17 @@ def test_a_file_without_examples_is_an_error(tmp_path: Path) -> None:
         read_examples(tmp_path / "absent.jsonl", "joint")
 
 
+def fingerprint(examples: list[Example]) -> str:
+    digest = ExamplesDigest()
+    digest.update(examples)
+    return digest.hexdigest()
+
+
 def test_the_fingerprint_is_of_content_and_order(tmp_path: Path) -> None:
     one, two = Example("q1", "a1", ("d",)), Example("q2", "a2", ("d",))
-    assert examples_fingerprint([one, two]) == examples_fingerprint([one, two])
+    assert fingerprint([one, two]) == fingerprint([one, two])
     others = [[two, one], [one], [one, two, two], [one, Example("q2", "a2", ("d",), supervise_documents=True)]]
-    assert len({examples_fingerprint(examples) for examples in [[one, two], *others]}) == 5
+    assert len({fingerprint(examples) for examples in [[one, two], *others]}) == 5
 
 
 def test_examples_cross_processes() -> None:

@@ -34,7 +34,7 @@ def test_candidates_may_be_left_out(tmp_path):
     ("change", "reason"),
     [
         ({"question_id": None}, "question_id is null"),
-        ({"question_id": "q1"}, "question_id 'q1' is that of line 1"),
+        ({"question_id": "q1"}, "is that of"),
         ({"question": " "}, "question is only white space"),
         ({"answer": None}, "answer must be a list that is not empty"),
         ({"answer": []}, "answer must be a list that is not empty"),
