@@ -16,16 +16,22 @@ from clara_dist.training.batches import CompressionExamples, JointExamples, Step
 
 
 class TextCollator:
-    """Stage ``base``: documents as text in the prompt."""
+    """Stage ``base``: documents as text in the prompt.
 
-    def __init__(self, tokenizer: ClaraTokenizer) -> None:
+    Args:
+        tokenizer: The model's.
+        cut_answers: Cut answers that do not fit, see `ClaraTokenizer.prompt_with_answer`; else they are errors.
+    """
+
+    def __init__(self, tokenizer: ClaraTokenizer, cut_answers: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._cut_answers = cut_answers
 
     def __call__(self, examples: Sequence[Example], plan: StepPlan) -> TextExamples:
         tokenized, spans = [], []
         for example in examples:
             prompt = self._tokenizer.text_prompt_with_answer(
-                example.task, example.question, example.documents, example.answer
+                example.task, example.question, example.documents, example.answer, cut_answer=self._cut_answers
             )
             tokenized.append(prompt)
             supervised = example.supervise_documents
@@ -34,17 +40,24 @@ class TextCollator:
 
 
 class CompressionCollator:
-    """Stages ``compression`` and ``instruct``: documents to compress, prompts with a slot for each."""
+    """Stages ``compression`` and ``instruct``: documents to compress, prompts with a slot for each.
 
-    def __init__(self, tokenizer: ClaraTokenizer) -> None:
+    Arguments as of `TextCollator`.
+    """
+
+    def __init__(self, tokenizer: ClaraTokenizer, cut_answers: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._cut_answers = cut_answers
 
     def __call__(self, examples: Sequence[Example], plan: StepPlan) -> CompressionExamples:
         tokenizer = self._tokenizer
         index_of: dict[str, int] = {}
         document_T = [index_of.setdefault(text, len(index_of)) for example in examples for text in example.documents]
         encoded = tokenizer.encode_texts([tokenizer.document_text("", text) for text in index_of])
-        prompts = [tokenizer.prompt_with_answer(e.task, len(e.documents), e.question, e.answer) for e in examples]
+        prompts = [
+            tokenizer.prompt_with_answer(e.task, len(e.documents), e.question, e.answer, cut_answer=self._cut_answers)
+            for e in examples
+        ]
         return CompressionExamples(
             TextBatch.from_ids([e.ids for e in encoded], tokenizer.pad_id),
             torch.tensor(document_T),
@@ -57,17 +70,23 @@ class JointCollator:
     """Stage ``joint``: questions, and the store rows of their candidates.
 
     Args:
+        tokenizer: The model's.
         bank: The memory store; documents are named by their ids there.
+        cut_answers: As of `TextCollator`.
     """
 
-    def __init__(self, tokenizer: ClaraTokenizer, bank: MemoryBank) -> None:
+    def __init__(self, tokenizer: ClaraTokenizer, bank: MemoryBank, cut_answers: bool = False) -> None:
         self._tokenizer = tokenizer
         self._bank = bank
+        self._cut_answers = cut_answers
 
     def __call__(self, examples: Sequence[Example], plan: StepPlan) -> JointExamples:
         tokenizer = self._tokenizer
         questions = tokenizer.encode_questions([example.question for example in examples])
-        prompts = [tokenizer.prompt_with_answer("answer", plan.n_slots, e.question, e.answer) for e in examples]
+        prompts = [
+            tokenizer.prompt_with_answer("answer", plan.n_slots, e.question, e.answer, cut_answer=self._cut_answers)
+            for e in examples
+        ]
         return JointExamples(
             TextBatch.from_ids([e.ids for e in questions], tokenizer.pad_id),
             None if plan.from_corpus else self._candidates(examples),

@@ -97,7 +97,7 @@ def _base_stage(
             hf.save_pretrained(staging)
 
     trainee = Trainee(step, parameters, lambda name: "base", matrices)
-    return BuiltStage(trainee, TextCollator(ClaraTokenizer(hf, source)), {"base": model.config.to_diff_dict()}, save)
+    return BuiltStage(trainee, TextCollator(ClaraTokenizer(hf, source), _cuts_answers(stage)), {"base": model.config.to_diff_dict()}, save)
 
 
 def _new_base(base_dir: Path, seed: int, dtype: Dtype) -> PreTrainedModel:
@@ -134,10 +134,10 @@ def _clara_stage(
         if clara.config.stage != "joint":
             clara.copy_role("compressor", "query_reasoner")
         step: CompressionStep | JointStep = JointStep(clara, bank, stage)
-        collate: Collate = JointCollator(clara.tokenizer, bank)
+        collate: Collate = JointCollator(clara.tokenizer, bank, _cuts_answers(stage))
     else:
         step = CompressionStep(clara, stage.mse_weight)
-        collate = CompressionCollator(clara.tokenizer)
+        collate = CompressionCollator(clara.tokenizer, _cuts_answers(stage))
     clara.set_trainable(TRAINED_ROLES[stage.stage], memory_embeddings=stage.stage != "joint")
     trained = clara.trainable_parameters()
     frozen = {name: t.detach().to("cpu", copy=True) for name, t in clara.added_tensors().items() if name not in trained}
@@ -151,6 +151,10 @@ def _clara_stage(
 
     trainee = Trainee(step, trained, lambda name: str(clara.role_of(name)))
     return BuiltStage(trainee, collate, settings, save)
+
+
+def _cuts_answers(stage: StageConfig) -> bool:
+    return stage.max_truncated_answers > 0
 
 
 def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
