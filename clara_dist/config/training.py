@@ -127,6 +127,10 @@ class TrainConfig(Config):
         model: A model directory to start from, or the description of a new model on ``base_model``; the base may be
             the output of a ``base`` stage of this run.
         workers: Data-parallel workers. ``use_gpu`` None means: if the cluster has GPUs.
+        search_actors: Actors that share the search of the joint stage's store; all workers ask them. 0: each worker
+            searches by itself, which reads the whole store at every step: right as long as the store fits the memory
+            of a worker's node beside everything else.
+        cpus_per_search_actor: CPUs, and torch threads, of each.
         threads_per_worker: torch threads of a CPU worker; two contending threads were 5x slower than one.
     """
 
@@ -137,6 +141,8 @@ class TrainConfig(Config):
     workers: int = Field(1, ge=1)
     use_gpu: bool | None = None
     cpus_per_worker: float = Field(1, gt=0)
+    search_actors: int = Field(0, ge=0)
+    cpus_per_search_actor: float = Field(1, gt=0)
     threads_per_worker: int = Field(1, ge=1)
     max_failures: int = Field(2, ge=0)
     start_timeout_s: float | None = Field(

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from clara_dist.config.pipeline import PipelineConfig
+from clara_dist.distributed import train_job
 from clara_dist.distributed.compress_job import compress
 from clara_dist.distributed.evaluate_job import evaluate
 from clara_dist.distributed.session import connect
 from clara_dist.distributed.steps import Step, run_steps
-from clara_dist.distributed.train_job import train
 
 
 def run(config: PipelineConfig, *, resume: bool = False, address: str | None = None) -> dict[str, float]:
@@ -38,9 +38,9 @@ def steps(config: PipelineConfig, *, resume: bool) -> list[Step]:
     """The jobs. With ``resume`` each goes on where it was stopped, or begins."""
     stages = ", ".join(stage.stage for stage in config.prepare.stages)
     return [
-        Step("prepare", f"train: {stages}", lambda: train(config.prepare, resume=resume)),
+        Step("prepare", f"train: {stages}", lambda: train_job.train(config.prepare, resume=resume)),
         Step("compress", "compress the corpus", lambda: print(compress(config.compress))),
-        Step("joint", "train: joint", lambda: train(config.joint, resume=resume)),
+        Step("joint", "train: joint", lambda: train_job.train(config.joint, resume=resume)),
         Step("evaluate", "evaluate", lambda: evaluate(config.evaluate)),
     ]
 
@@ -52,7 +52,7 @@ def table(config: PipelineConfig) -> str:
 
 def local_cpus(config: PipelineConfig) -> int:
     """CPUs that a local Ray is given: the machine's, and at least what the largest job asks for."""
-    wanted: list[float] = [run.workers * run.cpus_per_worker for run in (config.prepare, config.joint)]
+    wanted = [train_job.local_cpus(run) for run in (config.prepare, config.joint)]
     # A pool that grows runs with its least size too.
     wanted.append(config.compress.workers.least * config.compress.cpus_per_worker)
     return max(os.cpu_count() or 1, math.ceil(max(wanted)))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -28,9 +28,11 @@ from clara_dist.distributed.resources import (
     require_room,
     shortage,
 )
+from clara_dist.distributed.search_actors import n_actors, start_searchers
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClaraError, ClusterError
+from clara_dist.training.data import prepare_run
 from clara_dist.training.progress import LOG_FILE, ConsoleProgress, OnProgress, Progress
 from clara_dist.training.run_directory import RunDirectory
 
@@ -62,20 +64,27 @@ def train(
     Raises:
         TrainingError: As `clara_dist.training.loop.run`, or ``run_dir`` holds a run and ``resume`` was not asked for.
         CheckpointError: What is to be resumed is damaged, or belongs to other data or settings.
+        DataError: A row is bad, or does not fit (`clara_dist.training.data.prepare_run`); nothing was started.
         ClusterError: A local Ray has no room for the workers, they did not start within ``start_timeout_s``, a node
             does not see the run's files, or workers failed more often than ``max_failures``.
     """
     config = absolute_paths(config)
     report = on_progress or ConsoleProgress()
-    RunDirectory(config.run_dir).begin(config, resume=resume)
+    directory = RunDirectory(config.run_dir)
+    directory.require_free(resume=resume)
+    prepare_run(config, lambda text: report(Progress(text)))  # a bad row is told before anything starts
+    directory.begin(config, resume=resume)
     report(Progress("connecting to Ray"))
     # A local Ray gets as many CPUs as the run asks for: on fewer cores it is slower, but it does not wait for ever.
-    n_cpus = max(os.cpu_count() or 1, math.ceil(config.workers * config.cpus_per_worker))
+    n_cpus = max(os.cpu_count() or 1, math.ceil(local_cpus(config)))
     with connect(address, num_cpus=n_cpus):
         require_visible(_inputs(config), config.run_dir)
         use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
         config = config.model_copy(update={"use_gpu": use_gpu})
         require_room(_resources(config), config.workers, f"{config.workers} training workers")
+        if n_actors(config):
+            who = f"{config.workers} training workers and {n_actors(config)} search actors"
+            require_room({"CPU": local_cpus(config)}, 1, who)
         for failures in range(config.max_failures + 1):
             outcome = _attempt(config, report)
             if isinstance(outcome, dict):
@@ -92,11 +101,17 @@ def train(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def run_worker(settings: dict[str, Any]) -> dict[str, str]:
+def run_worker(start: dict[str, Any]) -> dict[str, str]:
     """What each worker runs. The driver has claimed the run directory, so every start is a resumption."""
     from clara_dist.training.loop import run
 
-    return run(TrainConfig.model_validate(settings), resume=True)
+    config = TrainConfig.model_validate(start["config"])
+    return run(config, resume=True, searchers=start["searchers"], data_is_prepared=True)
+
+
+def local_cpus(config: TrainConfig) -> float:
+    """CPUs that a local Ray needs for the workers and search actors of a run."""
+    return config.workers * config.cpus_per_worker + n_actors(config) * config.cpus_per_search_actor
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -119,8 +134,10 @@ def _absolute_stage(stage: StageConfig) -> StageConfig:
 
 
 def _inputs(config: TrainConfig) -> list[str]:
-    """Paths and URLs that workers read; what stages of this run make is not there yet."""
-    paths = [path for stage in config.stages for path in (stage.data, stage.base_dir, stage.store)]
+    """Paths and URLs that workers read, besides ``run_dir``, where their examples are; what the run makes is not there
+    yet.
+    """
+    paths = [path for stage in config.stages for path in (stage.base_dir, stage.store)]
     model = config.model.base_model if isinstance(config.model, ClaraConfig) else config.model
     paths.append(model if os.path.isdir(model) else None)
     return [path for path in paths if path is not None]
@@ -161,9 +178,11 @@ def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.T
     """Run Ray Train to its end. A task, so that everything of the run ends with its process."""
     # The driver gives up sooner, and knows better what to say.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(2 * patience_s)
+    # They end with this process, and with them what they hold.
+    searchers = start_searchers(config, RunDirectory.stage_keys(config))
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config=config.model_dump(mode="json"),
+        train_loop_config={"config": config.model_dump(mode="json"), "searchers": searchers},
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
@@ -186,9 +205,10 @@ def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.T
 
 def _raise_own(error: Exception) -> None:
     """Raise the worker's own `ClaraError`, if there is one: it says what is wrong, and trying again would not help."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        # Ray wraps what a worker raised, to keep its traceback.
-        cause = getattr(failure, "_base_exc", failure)
+    failures = getattr(error, "worker_failures", {}) or {"start": error}
+    for failure in failures.values():
+        # Ray wraps what a worker or a task raised, to keep its traceback.
+        cause = failure.cause if isinstance(failure, RayTaskError) else getattr(failure, "_base_exc", failure)
         if isinstance(cause, ClaraError):
             raise cause from None
 
@@ -223,6 +243,8 @@ class _Follower:
         self._started = time.monotonic()
         self._notice_s = _WAIT_NOTICE_S
         self._awaited = f"{config.workers} training worker{'s' if config.workers > 1 else ''}"
+        if n_actors(config):
+            self._awaited += f" and {n_actors(config)} search actors"
         report(Progress(f"waiting for {self._awaited} to start"))
 
     def look(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clara_dist.retrieval.search import ExactSearcher
+from clara_dist.retrieval.search import ExactSearcher, Searcher
 from clara_dist.store.reader import MemoryStore
 
 
@@ -23,6 +23,7 @@ class MemoryBank:
         where: Searches find only rows whose metadata columns hold one of these values; None or empty: all rows.
         dtype: Type of the gathered memories; fp16 values are exact in fp32.
         device: Where they go.
+        searcher: Searches the store in place of this process; it has ``where`` already.
 
     Raises:
         StoreError: ``where`` names no typed metadata column of the store.
@@ -34,11 +35,17 @@ class MemoryBank:
         where: Mapping[str, Sequence[Any]] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        searcher: Searcher | None = None,
     ) -> None:
         self.store = store
         self.dtype = dtype
         self.device = torch.device(device)
-        self._searcher = ExactSearcher(store, store.rows_where(where) if where else None, device)
+        self._searcher = searcher or ExactSearcher(store, store.rows_where(where) if where else None, device)
+
+    @property
+    def n_searched(self) -> int:
+        """Number of rows that searches choose from."""
+        return self._searcher.n_rows
 
     def gather(self, rows_BN: Tensor | np.ndarray) -> Tensor:
         """Memories of the given rows.
@@ -53,8 +60,10 @@ class MemoryBank:
             StoreError: A row is neither -1 nor in the store.
         """
         rows = torch.as_tensor(rows_BN).cpu().numpy()
-        memory = np.zeros((*rows.shape, self.store.n_memory_tokens, self.store.hidden_size), np.float16)
-        memory[rows != -1] = self.store.take_memory(rows[rows != -1])
+        padding = rows == -1
+        # One copy from the mapped pages; they travel to the device in half precision.
+        memory = self.store.take_memory(np.where(padding, 0, rows))
+        memory[padding] = 0
         return torch.from_numpy(memory).to(self.device).to(self.dtype)
 
     def search(self, query_BX: Tensor, n: int) -> Tensor:

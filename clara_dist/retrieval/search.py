@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,6 +44,17 @@ class SearchResult:
 
     rows_BK: Tensor
     scores_BK: Tensor
+
+
+class Searcher(Protocol):
+    """What training asks: a store or a part of it, searched here or elsewhere."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows that are searched."""
+
+    def search(self, query_BX: Tensor, k: int) -> SearchResult:
+        """The k best rows of each query, rows of the whole store, best first."""
 
 
 def merge_top_k(results: Sequence[SearchResult], k: int) -> SearchResult:

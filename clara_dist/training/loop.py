@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from clara_dist.config.training import TrainConfig
+from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.errors import ClaraError, TrainingError
 from clara_dist.training.collectives import Group, current_group
 from clara_dist.training.data import prepare_run
@@ -21,6 +23,7 @@ def run(
     *,
     resume: bool = False,
     on_progress: OnProgress | None = None,
+    searchers: Mapping[str, ShardedSearcher] | None = None,
     data_is_prepared: bool = False,
 ) -> dict[str, str]:
     """Train all stages of a run on this worker. Every worker of the default process group calls it.
@@ -30,6 +33,7 @@ def run(
         resume: Go on where ``run_dir`` stopped: finished stages are skipped, an unfinished one continues from its last
             checkpoint as if it had not stopped.
         on_progress: Called on rank 0 for every event.
+        searchers: By stage key, what searches the store for a joint stage; the workers themselves without one.
         data_is_prepared: Somebody called `prepare_run` for this start of the run; else the first worker does.
 
     Returns:
@@ -54,7 +58,7 @@ def run(
     try:
         if not data_is_prepared:
             _prepare(config, group, log)
-        return _run_stages(config, directory, group, log)
+        return _run_stages(config, directory, group, log, searchers or {})
     finally:
         log.close()
 
@@ -71,11 +75,18 @@ def _prepare(config: TrainConfig, group: Group, log: RunLog) -> None:
         raise failure or TrainingError("the first worker could not prepare the data", hint="it says why")
 
 
-def _run_stages(config: TrainConfig, directory: RunDirectory, group: Group, log: RunLog) -> dict[str, str]:
+def _run_stages(
+    config: TrainConfig,
+    directory: RunDirectory,
+    group: Group,
+    log: RunLog,
+    searchers: Mapping[str, ShardedSearcher],
+) -> dict[str, str]:
     outputs: dict[str, str] = {}
     source = config.model
     for key, stage in zip(directory.stage_keys(config), config.stages, strict=True):
-        outputs[key] = StageRun(key, stage, stage.engine or config.engine, directory, group, log).train(source)
+        engine = stage.engine or config.engine
+        outputs[key] = StageRun(key, stage, engine, directory, group, log, searchers.get(key)).train(source)
         if stage.stage != "base":
             source = outputs[key]
     return outputs

@@ -15,6 +15,7 @@ from clara_dist.data.examples import Example
 from clara_dist.data.order import ExampleOrder
 from clara_dist.data.prepared import open_examples
 from clara_dist.errors import TrainingError
+from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.training import checkpoint as checkpoints
 from clara_dist.training.batches import Batch, Totals, plan_step
 from clara_dist.training.collectives import Group
@@ -41,6 +42,7 @@ class StageRun:
     directory: RunDirectory
     group: Group
     log: RunLog
+    searcher: ShardedSearcher | None = None
     _warned: set[str] = field(default_factory=set)
 
     def train(self, source: str | ClaraConfig) -> str:
@@ -61,7 +63,7 @@ class StageRun:
         examples = open_examples(data_folder(str(self.directory.root), self.key))
         order = ExampleOrder(len(examples), self.stage.seed, self.stage.shuffle, examples.fingerprint)
         self.log.message(f"stage {self.key}: {len(examples):,} examples from {self.stage.data}; loading the model")
-        built = build_stage(self.stage, source, self.engine_config, self.group.device)
+        built = build_stage(self.stage, source, self.engine_config, self.group.device, self.searcher)
         settings |= {"order": order.state()} | built.settings
         engine, start = self._start(built, settings)
         self.log.open_stage(self.key, settings, start)

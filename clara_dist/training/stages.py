@@ -17,7 +17,9 @@ from clara_dist.errors import ModelError, TrainingError
 from clara_dist.model import ClaraModel, ClaraTokenizer
 from clara_dist.model.base import load_base, load_tokenizer
 from clara_dist.model.files import replaced_directory
+from clara_dist.retrieval.bank import MemoryBank
 from clara_dist.retrieval.opening import open_bank
+from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.training.batches import Collate
 from clara_dist.training.collate import CompressionCollator, JointCollator, TextCollator
 from clara_dist.training.engine import Trainee
@@ -48,7 +50,11 @@ class BuiltStage:
 
 
 def build_stage(
-    stage: StageConfig, source: str | ClaraConfig, engine: EngineConfig, device: torch.device
+    stage: StageConfig,
+    source: str | ClaraConfig,
+    engine: EngineConfig,
+    device: torch.device,
+    searcher: ShardedSearcher | None = None,
 ) -> BuiltStage:
     """Load the model of a stage and choose what it trains.
 
@@ -57,15 +63,16 @@ def build_stage(
         source: A model directory, or the description of a new model.
         engine: Decides the model's dtype and gradient checkpointing.
         device: Where it runs.
+        searcher: Searches the store of a joint stage; None: this process does.
 
     Raises:
-        TrainingError: The stage would train nothing.
+        TrainingError: The stage would train nothing, or a search would find fewer documents than it asks for.
         FingerprintMismatchError: The store of a joint stage is not this model's.
     """
     built = (
         _base_stage(stage, source, engine, device)
         if stage.stage == "base"
-        else _clara_stage(stage, source, engine, device)
+        else _clara_stage(stage, source, engine, device, searcher)
     )
     if not built.trainee.parameters:
         raise TrainingError(f"stage {stage.stage} trains nothing", hint="check lora.target_modules and roles")
@@ -97,7 +104,12 @@ def _base_stage(
             hf.save_pretrained(staging)
 
     trainee = Trainee(step, parameters, lambda name: "base", matrices)
-    return BuiltStage(trainee, TextCollator(ClaraTokenizer(hf, source), _cuts_answers(stage)), {"base": model.config.to_diff_dict()}, save)
+    return BuiltStage(
+        trainee,
+        TextCollator(ClaraTokenizer(hf, source), _cuts_answers(stage)),
+        {"base": model.config.to_diff_dict()},
+        save,
+    )
 
 
 def _new_base(base_dir: Path, seed: int, dtype: Dtype) -> PreTrainedModel:
@@ -114,7 +126,11 @@ def _new_base(base_dir: Path, seed: int, dtype: Dtype) -> PreTrainedModel:
 
 
 def _clara_stage(
-    stage: StageConfig, source: str | ClaraConfig, engine: EngineConfig, device: torch.device
+    stage: StageConfig,
+    source: str | ClaraConfig,
+    engine: EngineConfig,
+    device: torch.device,
+    searcher: ShardedSearcher | None,
 ) -> BuiltStage:
     attention = engine.attn_implementation
     if isinstance(source, str):
@@ -126,10 +142,7 @@ def _clara_stage(
     identity = clara.fingerprint_fields()
     settings: dict[str, Any] = {"model": identity | {"lora": clara.config.lora.model_dump(mode="json")}}
     if stage.stage == "joint":
-        assert stage.store is not None, "StageConfig requires it"
-        bank = open_bank(
-            stage.store, identity, version=stage.store_version, where=stage.candidates.where, device=device
-        )
+        bank = _bank(stage, identity, device, searcher)
         settings["store"] = {"fingerprint": bank.store.fingerprint.digest, "version": bank.store.version}
         if clara.config.stage != "joint":
             clara.copy_role("compressor", "query_reasoner")
@@ -151,6 +164,29 @@ def _clara_stage(
 
     trainee = Trainee(step, trained, lambda name: str(clara.role_of(name)))
     return BuiltStage(trainee, collate, settings, save)
+
+
+def _bank(
+    stage: StageConfig, identity: Mapping[str, str], device: torch.device, searcher: ShardedSearcher | None
+) -> MemoryBank:
+    assert stage.store is not None, "StageConfig requires it"
+    candidates = stage.candidates
+    bank = open_bank(
+        stage.store,
+        identity,
+        version=stage.store_version,
+        where=candidates.where,
+        device=device,
+        searcher=searcher,
+    )
+    if candidates.source != "given" and bank.n_searched < candidates.n:
+        raise TrainingError(
+            f"the store {stage.store} has fewer documents than a search of the joint stage asks for",
+            got=f"{bank.n_searched} documents" + (f" where {candidates.where}" if candidates.where else ""),
+            expected=f"at least {candidates.n} (candidates.n), of which {stage.top_k} (top_k) are read",
+            hint="lower candidates.n, widen candidates.where, or compress a larger corpus",
+        )
+    return bank
 
 
 def _cuts_answers(stage: StageConfig) -> bool:

@@ -1,0 +1,109 @@
+"""The search of the joint stage on Ray actors, each of which maps its own shards of the store.
+
+For a store that is larger than the memory of a worker's node: a worker alone would read all of it from the disk at
+every step. All workers of a run ask the same actors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from torch import Tensor
+
+from clara_dist.config import StageConfig, TrainConfig
+from clara_dist.errors import ClaraError, ClusterError
+from clara_dist.retrieval.search import SearchResult
+from clara_dist.retrieval.sharded import PartSearcher, ShardedSearcher
+from clara_dist.store.manifest import read_manifest
+from clara_dist.store.part import share_shards
+from clara_dist.store.storage import open_storage
+from clara_dist.store.where import accepted_values
+
+# Each: how often Ray starts a lost actor again, on whatever node has room, and asks it once more.
+_RESTARTS = 4
+# A search takes seconds. One that waits for an actor to come back may wait for its node, and for its shards.
+_PATIENCE_S = 1800.0
+
+
+@dataclass(frozen=True)
+class AskActors:
+    """Asks all actors at once. Picklable: a copy in another process asks the same actors."""
+
+    actors: tuple[ActorHandle, ...]
+    store: str
+    patience_s: float = _PATIENCE_S
+
+    def __call__(self, query_BX: Tensor, k: int) -> list[SearchResult]:
+        """What every actor finds.
+
+        Raises:
+            ClusterError: An actor was lost more often than Ray restarts it, or does not answer.
+        """
+        query = ray.put(query_BX)
+        return self.wait([actor.search.remote(query, k) for actor in self.actors], self.patience_s)
+
+    def wait(self, answers: Sequence[ray.ObjectRef], timeout_s: float | None) -> list[Any]:
+        """All answers, or why there is none."""
+        try:
+            return list(ray.get(list(answers), timeout=timeout_s))
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else None
+            if isinstance(cause, ClaraError):
+                raise cause from None
+            what = "does not answer" if isinstance(error, GetTimeoutError) else "is lost"
+            raise ClusterError(
+                f"a search actor of the store {self.store} {what}",
+                got=error,
+                hint="resume goes on from the last checkpoint; more search_actors hold less each",
+            ) from error
+
+
+def start_searchers(config: TrainConfig, keys: Sequence[str]) -> dict[str, ShardedSearcher]:
+    """Start the search actors of a run, and wait until they have opened their shards.
+
+    They belong to the calling process, and end with it.
+
+    Args:
+        config: The run.
+        keys: The keys of its stages.
+
+    Returns:
+        By stage key, the searchers of the stages that search the store; none if ``search_actors`` is 0.
+
+    Raises:
+        ClusterError: An actor cannot start.
+        StoreError: A store cannot be opened.
+    """
+    if not config.search_actors:
+        return {}
+    stages = [(key, stage) for key, stage in zip(keys, config.stages, strict=True) if _searches(stage)]
+    return {key: _start(stage, config.search_actors, config.cpus_per_search_actor) for key, stage in stages}
+
+
+def n_actors(config: TrainConfig) -> int:
+    """Search actors of a run, of all its stages; a store of few shards gets fewer."""
+    return config.search_actors * sum(_searches(stage) for stage in config.stages)
+
+
+def _searches(stage: StageConfig) -> bool:
+    return stage.stage == "joint" and stage.candidates.source != "given"
+
+
+def _start(stage: StageConfig, n_parts: int, n_cpus: float) -> ShardedSearcher:
+    assert stage.store is not None, "StageConfig requires it"
+    version, parts = share_shards(stage.store, stage.store_version, n_parts)
+    manifest = read_manifest(open_storage(stage.store), version)
+    accepted_values(manifest.schema, stage.candidates.where)  # an actor that cannot start says nothing so clear
+    actor = ray.remote(PartSearcher).options(
+        num_cpus=n_cpus, scheduling_strategy="SPREAD", max_restarts=_RESTARTS, max_task_retries=_RESTARTS
+    )
+    threads, where = max(1, int(n_cpus)), stage.candidates.where
+    ask = AskActors(tuple(actor.remote(stage.store, version, part, where, threads) for part in parts), stage.store)
+    # Without a limit: the driver gives up a run whose workers do not start, and remote shards may take hours.
+    counts = ask.wait([each.n_rows.remote() for each in ask.actors], timeout_s=None)
+    return ShardedSearcher(ask, sum(counts), version)
