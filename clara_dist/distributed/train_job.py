@@ -134,8 +134,9 @@ def _absolute_stage(stage: StageConfig) -> StageConfig:
 
 
 def _inputs(config: TrainConfig) -> list[str]:
-    """Paths and URLs that workers read, besides ``run_dir``, where their examples are; what the run makes is not there
-    yet.
+    """Paths and URLs that workers read; what stages of this run make is not there yet.
+
+    The examples are in ``run_dir``.
     """
     paths = [path for stage in config.stages for path in (stage.base_dir, stage.store)]
     model = config.model.base_model if isinstance(config.model, ClaraConfig) else config.model
