@@ -74,6 +74,9 @@ class StageConfig(Config):
         store_version: The version to read, whatever is added meanwhile; None is the newest when a worker starts.
         top_k: K of the joint stage. ``estimator`` None means sequential at K = 1, leave_own_out above.
         random_slots: Feed a random number 1..K of the best slots per batch (only matters for K > 1).
+        keep_checkpoints: Of the newest checkpoints so many stay, and besides the ``keep_best`` best by ``best_metric``
+            of those that were evaluated at their very step; ``best_mode`` says whether low or high is good.
+        load_best_at_end: The stage's model is that of the best step, not of the last.
     """
 
     stage: StageName
@@ -100,6 +103,10 @@ class StageConfig(Config):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    keep_best: int = Field(1, ge=0)
+    best_metric: str = "eval/loss"
+    best_mode: Literal["min", "max"] = "min"
+    load_best_at_end: bool = False
     engine: EngineConfig | None = None
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Single files on a disk or in an object store, for all that is no memory store: corpora, lists of rejects.
+"""Files on a disk or in an object store, for all that is no memory store: corpora, lists of rejects, models.
 
 A URL's options (``?endpoint_override=...``) stand behind its path, so in a URL a ``?`` is never part of a pattern.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 import glob as local_glob
 import io
 import os
+import shutil
+import uuid
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import pyarrow as pa
 
-from clara_dist.store.storage import is_url, open_storage
+from clara_dist.store.storage import at_once, is_url, open_storage
 
 if TYPE_CHECKING:
     from clara_dist.store.remote import RemoteStorage
 
-__all__ = ["glob", "is_folder", "is_url", "join", "open_input", "size_bytes", "split", "write"]
+__all__ = ["download", "glob", "is_folder", "is_url", "join", "open_input", "size_bytes", "split", "upload", "write"]
 
 # One request per buffer: at 30 ms a request, 8 MiB keeps a 1 GbE line full when a file is read from end to end.
 _BUFFER_BYTES = 8 << 20
@@ -70,6 +73,38 @@ def write(path: str, data: bytes | pa.Buffer) -> None:
     """Make a file appear, whole; one that is there is replaced."""
     folder, name = split(path)
     open_storage(folder).publish(name, data, exclusive=False)
+
+
+def download(url: str, target: Path) -> None:
+    """Copy all files below a URL into a new directory, which appears when it is complete.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    remote = _remote(url)
+    names = sorted(remote.list_tree())
+    if not names:
+        raise FileNotFoundError(f"there is nothing below {url}")
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+
+    def fetch(name: str) -> None:
+        path = staging / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_input(join(url, name)) as source, open(path, "wb") as sink:
+            shutil.copyfileobj(source, sink, _BUFFER_BYTES)
+
+    try:
+        at_once(fetch, names)
+        os.replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def upload(folder: Path, url: str, *, last: str) -> None:
+    """Copy all files of a directory below a URL; the one that readers look for comes when the others are there."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    at_once(lambda name: write(join(url, name), (folder / name).read_bytes()), [n for n in names if n != last])
+    write(join(url, last), (folder / last).read_bytes())
 
 
 def glob(pattern: str) -> list[str]:

@@ -1,34 +1,38 @@
-"""Training checkpoints: safetensors and JSON, written whole or not at all.
+"""Training checkpoints: safetensors and JSON, on a disk or in an object store.
 
 ::
 
-    DIR/step-00000100/weights.safetensors     trainable weights, fp32, by parameter name
-    DIR/step-00000100/optimizer.safetensors   "<parameter>/<state>"
-    DIR/step-00000100/rng.safetensors         "<rank>/cpu", "<rank>/cuda"
-    DIR/step-00000100/state.json              step, and the settings that decide what the next step computes
+    FOLDER/step-00000100.weights.safetensors     trainable weights, fp32, by parameter name
+    FOLDER/step-00000100.optimizer.safetensors   "<parameter>/<state>"
+    FOLDER/step-00000100.rng.safetensors         "<rank>/cpu", "<rank>/cuda"
+    FOLDER/step-00000100.json                    written last: step, settings, metrics, checksums of the three
+
+A checkpoint is there when its JSON is. The frozen base is in none of the files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from clara_dist.errors import CheckpointError
+from clara_dist.store import files
+from clara_dist.store.storage import Storage
 from clara_dist.training.collectives import Group
 from clara_dist.training.engine import EngineState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_STEP = re.compile(r"step-(\d{8})\.")
 
 
 @dataclass(frozen=True)
@@ -40,71 +44,169 @@ class Checkpoint:
         settings: What the run must share with the one that wrote it (see `require_same`).
         engine: Weights and optimiser state.
         rng: Random state by ``"<rank>/<device kind>"``.
+        metrics: What the evaluation at this very step found; empty if there was none.
     """
 
     step: int
     settings: dict[str, Any]
     engine: EngineState
     rng: dict[str, Tensor]
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint beside its place and rename it; then drop all but the ``keep`` newest. For rank 0."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for unfinished in directory.glob(".step-*"):  # of a writer that was killed; nobody else writes here
-        shutil.rmtree(unfinished)
-    target = directory / f"step-{checkpoint.step:08d}"
-    staging = directory / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    staging.mkdir()
-    try:
-        save_file(checkpoint.engine.weights, staging / "weights.safetensors")
-        states = checkpoint.engine.optimizer
-        save_file(
-            {f"{p}/{key}": t for p, s in states.items() for key, t in s.items()}, staging / "optimizer.safetensors"
-        )
-        save_file(checkpoint.rng, staging / "rng.safetensors")
-        head = {"format_version": FORMAT_VERSION, "step": checkpoint.step, "settings": checkpoint.settings}
-        (staging / "state.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    for old in checkpoint_paths(directory)[:-keep]:
-        shutil.rmtree(old)
-    return target
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints are kept: the ``last`` newest, and the ``best`` best by a metric of the evaluation."""
+
+    last: int
+    best: int
+    metric: str
+    mode: Literal["min", "max"]
+
+    def chosen(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
+        """The steps to keep.
+
+        Args:
+            metrics: Of every checkpoint, by step.
+        """
+        return {*sorted(metrics)[-self.last :], *self.ranked(metrics)[: self.best]}
+
+    def ranked(self, metrics: Mapping[int, Mapping[str, float]]) -> list[int]:
+        """Steps that were evaluated, best first; of equals the later one."""
+        sign = 1.0 if self.mode == "min" else -1.0
+        values = {step: sign * found[self.metric] for step, found in metrics.items() if self.metric in found}
+        return sorted((step for step in values if not math.isnan(values[step])), key=lambda step: (values[step], -step))
 
 
-def checkpoint_paths(directory: Path) -> list[Path]:
-    """The complete checkpoints of a stage, oldest first. Unfinished ones start with a dot."""
-    return sorted(directory.glob("step-*"))
+class CheckpointFolder:
+    """The checkpoints of one stage. One worker writes, all read.
 
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
-
-    Raises:
-        CheckpointError: A file is missing or damaged, or the format is another one.
+    Args:
+        storage: Where the run is.
+        folder: Path of the checkpoints in it.
     """
-    try:
-        head = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        weights = load_file(path / "weights.safetensors")
-        flat = load_file(path / "optimizer.safetensors")
-        rng = load_file(path / "rng.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot read the checkpoint {path}", got=error, hint="delete it to go on from the one before"
-        ) from error
-    if head.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has another format", got=head.get("format_version"), expected=FORMAT_VERSION)
-    states: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
-    for key, tensor in flat.items():
-        name, _, state = key.rpartition("/")
-        states[name][state] = tensor
-    return Checkpoint(head["step"], head["settings"], EngineState(weights, states), rng)
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self._storage = storage
+        self._folder = folder
+        self.url = files.join(storage.url, folder)
+
+    def save(self, checkpoint: Checkpoint, keep: Keep) -> None:
+        """Write a checkpoint; when it is complete, drop those that are not to be kept."""
+        optimizer = {f"{p}/{key}": t for p, states in checkpoint.engine.optimizer.items() for key, t in states.items()}
+        parts = {"weights": checkpoint.engine.weights, "optimizer": optimizer, "rng": checkpoint.rng}
+        checksums = {}
+        for part, tensors in parts.items():
+            data = save(tensors)
+            checksums[part] = hashlib.sha256(data).hexdigest()
+            self._storage.publish(self._path(checkpoint.step, f"{part}.safetensors"), data, exclusive=False)
+        head = {
+            "format_version": FORMAT_VERSION,
+            "step": checkpoint.step,
+            "settings": checkpoint.settings,
+            "metrics": checkpoint.metrics,
+            "sha256": checksums,
+        }
+        text = json.dumps(head, indent=2) + "\n"
+        self._storage.publish(self._path(checkpoint.step, "json"), text.encode(), exclusive=False)
+        self._drop_all_but(keep.chosen(self.metrics()))
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, oldest first."""
+        return sorted(_step_of(name) for name in self._storage.list_files(self._folder) if name.endswith(".json"))
+
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """The metrics of every complete checkpoint that can be read, by step."""
+        found = {}
+        for step in self.steps():
+            try:
+                found[step] = self._head(step)["metrics"]
+            except CheckpointError:
+                found[step] = {}
+        return found
+
+    def load(self, step: int) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises:
+            CheckpointError: A file is missing or damaged, or the format is another one.
+        """
+        head = self._head(step)
+        weights, flat, rng = (self._tensors(step, part, head["sha256"]) for part in ("weights", "optimizer", "rng"))
+        states: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
+        for key, tensor in flat.items():
+            name, _, state = key.rpartition("/")
+            states[name][state] = tensor
+        return Checkpoint(step, head["settings"], EngineState(weights, states), rng, head["metrics"])
+
+    def newest(self, tell: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that is intact, or None if there is none at all.
+
+        Args:
+            tell: Gets a line for each damaged one that is passed over.
+
+        Raises:
+            CheckpointError: All are damaged.
+        """
+        damage = []
+        for step in reversed(self.steps()):
+            try:
+                return self.load(step)
+            except CheckpointError as error:
+                damage.append(f"{error.what}: {error.got}")
+                tell(f"WARNING {damage[-1]}; looking for the one before")
+        if damage:
+            raise CheckpointError(
+                f"no checkpoint in {self.url} can be read",
+                got="; ".join(damage),
+                hint="restore one of them, or delete the folder to train the stage from its start",
+            )
+        return None
+
+    def _path(self, step: int, suffix: str) -> str:
+        return f"{self._folder}/step-{step:08d}.{suffix}"
+
+    def _read(self, file: str) -> bytes:
+        with self._storage.open(file) as source:
+            return bytes(source.read())
+
+    def _head(self, step: int) -> dict[str, Any]:
+        file = self._path(step, "json")
+        try:
+            head: dict[str, Any] = json.loads(self._read(file))
+            version = head["format_version"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint of step {step} in {self.url} is damaged", got=error) from error
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"{file} has another format", got=version, expected=FORMAT_VERSION)
+        return head
+
+    def _tensors(self, step: int, part: str, checksums: Mapping[str, str]) -> dict[str, Tensor]:
+        what = f"the checkpoint of step {step} in {self.url} is damaged"
+        file = self._path(step, f"{part}.safetensors")
+        try:
+            data = self._read(file)
+            if hashlib.sha256(data).hexdigest() != checksums[part]:
+                raise CheckpointError(what, got=f"{file}: {len(data)} bytes with another checksum")
+            return load(data)
+        except (OSError, ValueError, LookupError, SafetensorError) as error:
+            raise CheckpointError(what, got=f"{file}: {error}") from error
+
+    def _drop_all_but(self, kept: set[int]) -> None:
+        """Delete the other checkpoints, and what killed writers left: files without JSON, and unpublished ones."""
+        found = self._storage.modified_at(self._folder)
+        dropped = [name for name in found if name.startswith(".") or _step_of(name) not in kept]
+        # JSON first: what is half deleted is no checkpoint any more.
+        for name in sorted(dropped, key=lambda name: not name.endswith(".json")):
+            self._storage.delete(f"{self._folder}/{name}")
 
 
-def require_same(saved: Mapping[str, Any], current: Mapping[str, Any], where: Path) -> None:
+def _step_of(name: str) -> int:
+    match = _STEP.match(name)
+    return int(match[1]) if match else -1
+
+
+def require_same(saved: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
     """Refuse to go on from a checkpoint of another run.
 
     Raises:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 from transformers.utils import logging as transformers_logging
 
+from clara_dist.config.model import ClaraConfig
 from clara_dist.config.training import TrainConfig
-from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.errors import ClaraError, TrainingError
+from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.training.collectives import Group, current_group
 from clara_dist.training.data import prepare_run
 from clara_dist.training.progress import OnProgress, RunLog
@@ -50,17 +51,22 @@ def run(
     group = current_group(config.use_gpu)
     if group.is_first:
         directory.begin(config, resume=resume)
+        directory.open_log()
     group.barrier()
     log = RunLog(directory.root, active=group.is_first, tracker=config.tracker, on_progress=on_progress)
     log.message(
         f"{group.world_size} training worker{'s' if group.world_size > 1 else ''} at work ({group.device.type})"
     )
+    if group.is_first:
+        directory.mirror()
     try:
         if not data_is_prepared:
             _prepare(config, group, log)
         return _run_stages(config, directory, group, log, searchers or {})
     finally:
         log.close()
+        if group.is_first:
+            directory.mirror()
 
 
 def _prepare(config: TrainConfig, group: Group, log: RunLog) -> None:
@@ -83,12 +89,13 @@ def _run_stages(
     searchers: Mapping[str, ShardedSearcher],
 ) -> dict[str, str]:
     outputs: dict[str, str] = {}
-    source = config.model
+    model = config.model
+    source = model if isinstance(model, ClaraConfig) else directory.local_model(model)
     for key, stage in zip(directory.stage_keys(config), config.stages, strict=True):
         engine = stage.engine or config.engine
         outputs[key] = StageRun(key, stage, engine, directory, group, log, searchers.get(key)).train(source)
         if stage.stage != "base":
-            source = outputs[key]
+            source = directory.local_model(outputs[key])
     return outputs
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clara_dist.config.model import ClaraConfig
 from clara_dist.config.training import EngineConfig, StageConfig
 from clara_dist.data.examples import Example
 from clara_dist.data.order import ExampleOrder
 from clara_dist.data.prepared import open_examples
-from clara_dist.errors import TrainingError
+from clara_dist.errors import CheckpointError, TrainingError
 from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.training import checkpoint as checkpoints
+from clara_dist.training.background import BackgroundWriter
 from clara_dist.training.batches import Batch, Totals, plan_step
 from clara_dist.training.collectives import Group
 from clara_dist.training.data import data_folder
@@ -29,7 +32,8 @@ from clara_dist.training.stages import BuiltStage, build_stage
 from clara_dist.training.steps import StepOutput
 
 # What a resumed run may do differently: where things are, how often it reports, what runs the step.
-_FREE = {"data", "base_dir", "output", "store", "log_every", "checkpoint_every", "keep_checkpoints", "engine"}
+_FREE = {"data", "base_dir", "output", "store", "log_every", "engine"}
+_FREE |= {"checkpoint_every", "keep_checkpoints", "keep_best", "best_metric", "best_mode", "load_best_at_end"}
 
 
 @dataclass
@@ -44,6 +48,8 @@ class StageRun:
     log: RunLog
     searcher: ShardedSearcher | None = None
     _warned: set[str] = field(default_factory=set)
+    _writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    _evaluated: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def train(self, source: str | ClaraConfig) -> str:
         """Train the stage, or find that it is done.
@@ -57,26 +63,30 @@ class StageRun:
         settings: dict[str, Any] = {"stage": self.stage.model_dump(mode="json", exclude=_FREE)}
         done = self.directory.finished(self.key)
         if done is not None:
-            checkpoints.require_same({"stage": done["settings"]["stage"]}, settings, self.directory.root / self.key)
+            where = f"stage {self.key} of {self.directory.location}"
+            checkpoints.require_same({"stage": done["settings"]["stage"]}, settings, where)
             self.log.message(f"stage {self.key}: finished before, model in {done['output']}")
             return str(done["output"])
-        examples = open_examples(data_folder(str(self.directory.root), self.key))
+        examples = open_examples(data_folder(self.directory.location, self.key))
         order = ExampleOrder(len(examples), self.stage.seed, self.stage.shuffle, examples.fingerprint)
         self.log.message(f"stage {self.key}: {len(examples):,} examples from {self.stage.data}; loading the model")
         built = build_stage(self.stage, source, self.engine_config, self.group.device, self.searcher)
         settings |= {"order": order.state()} | built.settings
         engine, start = self._start(built, settings)
         self.log.open_stage(self.key, settings, start)
-        self._steps(built, engine, examples, order, start, settings)
+        with self._writer:
+            self._steps(built, engine, examples, order, start, settings)
+            self._say(self._writer.join())
         return self._finish(built, engine, settings)
 
     def _start(self, built: BuiltStage, settings: dict[str, Any]) -> tuple[Engine, int]:
         """The engine, and the step that it starts from."""
         stage, parameters = self.stage, built.trainee.parameters
-        paths = checkpoints.checkpoint_paths(self.directory.checkpoints(self.key))
-        saved = checkpoints.load_checkpoint(paths[-1]) if paths else None
+        folder = self.directory.checkpoints(self.key)
+        saved = folder.newest(self.log.message)
+        self._require_one_start(saved.step if saved is not None else 0, folder.url)
         if saved is not None:
-            checkpoints.require_same(saved.settings, settings, paths[-1])
+            checkpoints.require_same(saved.settings, settings, folder.url)
             checkpoints.load_weights(parameters, saved.engine.weights)
         engine = build_engine(
             built.trainee, self.engine_config, stage.optimizer, stage.gradient_accumulation, self.group
@@ -127,6 +137,7 @@ class StageRun:
                 interval = Interval()
             if done % stage.checkpoint_every == 0 and done < stage.steps:
                 self._save_checkpoint(engine, done, settings)
+            self._beside(reports)
 
     def _micro_batches(
         self, built: BuiltStage, examples: Sequence[Example], order: ExampleOrder, step: int
@@ -172,22 +183,69 @@ class StageRun:
             self._warned.add(role)
             self.log.message(f"WARNING stage {self.key}: the gradient of {role} is exactly zero at step {done}")
 
-    def _save_checkpoint(self, engine: Engine, done: int, settings: dict[str, Any]) -> None:
-        state, rng = engine.state(), checkpoints.rng_state(self.group)
-        if self.group.is_first:
-            path = checkpoints.save_checkpoint(
-                self.directory.checkpoints(self.key),
-                checkpoints.Checkpoint(done, settings, state, rng),
-                self.stage.keep_checkpoints,
+    def _require_one_start(self, step: int, where: str) -> None:
+        """All workers go on from one step: what they read may not be the same directory, or not the same damage."""
+        total = self.group.sum([step])[0]
+        if total != step * self.group.world_size:
+            raise CheckpointError(
+                f"workers find different checkpoints in {where}",
+                got=f"step {step} in worker {self.group.rank}",
+                hint="run_dir must be one directory for all nodes, on a shared file system or in an object store",
             )
-            self.log.message(f"stage {self.key}: checkpoint {path}")
+
+    def _keep(self) -> checkpoints.Keep:
+        stage = self.stage
+        return checkpoints.Keep(stage.keep_checkpoints, stage.keep_best, stage.best_metric, stage.best_mode)
+
+    def _save_checkpoint(self, engine: Engine, done: int, settings: dict[str, Any]) -> None:
+        """Take a copy of everything now; the first worker writes it while training goes on."""
+        state, rng = engine.state(), checkpoints.rng_state(self.group)
+        if not self.group.is_first:
+            return
+        folder, keep = self.directory.checkpoints(self.key), self._keep()
+        checkpoint = checkpoints.Checkpoint(done, settings, state, rng, self._evaluated.get(done, {}))
+
+        def write() -> str:
+            folder.save(checkpoint, keep)
+            self.directory.mirror()
+            return f"stage {self.key}: checkpoint of step {done} in {folder.url}"
+
+        self._say(self._writer.submit(write))
+
+    def _beside(self, reported: bool) -> None:
+        """Hear what the background has done, and let it copy the log where that is due."""
+        self._say(self._writer.poll())
+        if reported and self.directory.remote and self.group.is_first and not self._writer.busy:
+            self._writer.submit(partial(self.directory.mirror, at_once=False))
+
+    def _say(self, text: str | None) -> None:
+        if text is not None:
+            self.log.message(text)
+
+    def _chosen_weights(self, engine: Engine) -> dict[str, Tensor]:
+        """The last weights; with ``load_best_at_end`` those that the evaluation liked best. Collective."""
+        weights = engine.weights()
+        if not self.group.is_first or not self.stage.load_best_at_end:
+            return weights
+        folder, steps, metric = self.directory.checkpoints(self.key), self.stage.steps, self.stage.best_metric
+        metrics = folder.metrics() | {steps: self._evaluated.get(steps, {})}
+        ranked = self._keep().ranked(metrics)
+        if not ranked:
+            raise TrainingError(
+                f"stage {self.key}: no checkpoint has {metric}, so none is the best",
+                got=f"metrics {sorted({name for found in metrics.values() for name in found})}",
+                hint="evaluate at the steps of checkpoints, choose another best_metric, or unset load_best_at_end",
+            )
+        self.log.message(f"stage {self.key}: the best is step {ranked[0]}, {metric} {metrics[ranked[0]][metric]:.4g}")
+        return weights if ranked[0] == steps else folder.load(ranked[0]).engine.weights
 
     def _finish(self, built: BuiltStage, engine: Engine, settings: dict[str, Any]) -> str:
         output = self.directory.output(self.key, self.stage.output)
-        weights = engine.weights()
+        weights = self._chosen_weights(engine)
         if self.group.is_first:
-            built.save(output, weights)
+            with self.directory.writing(output) as path:
+                built.save(path, weights)
             self.directory.finish(self.key, output, settings)
         self.group.barrier()
         self.log.message(f"stage {self.key}: done, model in {output}")
-        return str(output)
+        return output

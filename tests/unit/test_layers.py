@@ -22,7 +22,7 @@ INTERNAL = {
     "model": {"core"},
     "data": {"store"},
     "retrieval": {"core", "store"},
-    "training": {"model", "data", "retrieval", "core"},
+    "training": {"model", "data", "retrieval", "core", "store"},  # store: run directories in object stores
     "inference": {"model", "retrieval", "store", "core"},
     "evaluation": {"inference", "model", "retrieval", "data", "core"},
     "planning": {"data"},

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from clara_dist.config import TrainConfig
-from clara_dist.training.checkpoint import checkpoint_paths
 from clara_dist.training.loop import run
 from gloo_ranks import run_on_ranks
 
@@ -28,8 +27,8 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 def checkpoint_of(config: TrainConfig, step: int) -> dict[str, torch.Tensor]:
-    path = Path(config.run_dir) / "compression" / "checkpoints" / f"step-{step:08d}"
-    return load_file(path / "weights.safetensors") | load_file(path / "optimizer.safetensors")
+    path = f"{config.run_dir}/compression/checkpoints/step-{step:08d}"
+    return load_file(f"{path}.weights.safetensors") | load_file(f"{path}.optimizer.safetensors")
 
 
 def cut_back(config: TrainConfig, step: int) -> None:
@@ -37,9 +36,9 @@ def cut_back(config: TrainConfig, step: int) -> None:
     stage = Path(config.run_dir) / "compression"
     (stage / "done.json").unlink()
     shutil.rmtree(stage / "model")
-    for path in checkpoint_paths(stage / "checkpoints"):
-        if int(path.name.removeprefix("step-")) > step:
-            shutil.rmtree(path)
+    for path in (stage / "checkpoints").iterdir():
+        if int(path.name.partition(".")[0].removeprefix("step-")) > step:
+            path.unlink()
 
 
 def losses_of(config: TrainConfig) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from clara_dist.config import StageConfig
 from clara_dist.errors import CheckpointError, TrainingError
-from clara_dist.training.checkpoint import checkpoint_paths
 from clara_dist.training.loop import run
 
 ENGINES = [{"kind": "torch"}, {"kind": "deepspeed", "zero_stage": 0}]
@@ -127,22 +127,43 @@ def test_resuming_with_another_learning_rate_is_refused(make_config: Any) -> Non
         run(make_config("rate", steps=4, checkpoint_every=2, optimizer={"lr": 0.02}), resume=True)
 
 
-def test_a_damaged_checkpoint_is_named(make_config: Any) -> None:
-    config = make_config("damaged", steps=4, checkpoint_every=2)
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(make_config: Any) -> None:
+    whole = weights_of(run(make_config("sound", steps=6))["compression"])
+    config = make_config("damaged", steps=6, checkpoint_every=2)
     with pytest.raises(Killed):
-        run(config, on_progress=killed_at(3))
-    (path,) = checkpoint_paths(Path(config.run_dir) / "compression" / "checkpoints")
-    file = path / "optimizer.safetensors"
+        run(config, on_progress=killed_at(5))
+    file = Path(config.run_dir) / "compression" / "checkpoints" / "step-00000004.optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
-        run(config, resume=True)
+    events: list[Any] = []
+    resumed = weights_of(run(config, resume=True, on_progress=events.append)["compression"])
+    texts = "\n".join(event.text for event in events)
+    assert "the checkpoint of step 4" in texts
+    assert "goes on from step 2" in texts
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_checkpoints_hold_what_is_trained_and_nothing_of_the_base(make_config: Any, tiny_base_dir: Path) -> None:
+    config = make_config("small", steps=3, checkpoint_every=2)
+    events: list[Any] = []
+    run(config, on_progress=events.append)
+    said = re.search(r"([\d,]+) trained weights", "\n".join(event.text for event in events))
+    assert said is not None
+    n_trained = int(said[1].replace(",", ""))
+    folder = Path(config.run_dir) / "compression" / "checkpoints"
+    sizes = {path.name.split(".")[1]: path.stat().st_size for path in folder.glob("*.safetensors")}
+    n_tensors = len(load_file(folder / "step-00000002.weights.safetensors"))
+    # Four bytes a weight, two moments of AdamW each; a header of some 150 bytes a tensor, three tensors in optimizer.
+    assert 4 * n_trained < sizes["weights"] < 4 * n_trained + 300 * n_tensors
+    assert 8 * n_trained < sizes["optimizer"] < 8 * n_trained + 900 * n_tensors
+    assert sizes["rng"] < 6000
+    assert sum(sizes.values()) < 0.9 * (tiny_base_dir / "model.safetensors").stat().st_size
 
 
 def test_only_the_newest_checkpoints_are_kept(make_config: Any) -> None:
     config = make_config("kept", steps=5, checkpoint_every=1, keep_checkpoints=2)
     run(config)
     directory = Path(config.run_dir) / "compression" / "checkpoints"
-    assert sorted(path.name for path in directory.iterdir()) == ["step-00000003", "step-00000004"]
+    assert sorted(path.name for path in directory.glob("*.json")) == ["step-00000003.json", "step-00000004.json"]
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=["torch", "zero0"])

@@ -25,8 +25,8 @@ def rows_of(model: str) -> torch.Tensor:
 
 def checkpoint_rows(config: TrainConfig, stage: str, step: int) -> dict[str, torch.Tensor]:
     """The memory rows of a checkpoint, and AdamW's first moments of them."""
-    path = Path(config.run_dir) / stage / "checkpoints" / f"step-{step:08d}"
-    tensors = load_file(path / "weights.safetensors") | load_file(path / "optimizer.safetensors")
+    path = f"{config.run_dir}/{stage}/checkpoints/step-{step:08d}"
+    tensors = load_file(f"{path}.weights.safetensors") | load_file(f"{path}.optimizer.safetensors")
     return {name: tensor for name, tensor in tensors.items() if "memory_rows" in name}
 
 
