@@ -7,6 +7,19 @@ Nothing heavy is imported before a command runs, so ``--help`` answers at once.
 from clara_dist.cli.base import app, main, resolve
 
 # Imported for their commands, in the order in which `--help` lists them.
-from clara_dist.cli import demo, model, compress, train, serve, evaluate, diagnose, store, store_changes, plan, bench  # noqa: F401
+from clara_dist.cli import (  # noqa: F401
+    demo,
+    model,
+    compress,
+    data,
+    train,
+    serve,
+    evaluate,
+    diagnose,
+    store,
+    store_changes,
+    plan,
+    bench,
+)
 
 __all__ = ["app", "main", "resolve"]

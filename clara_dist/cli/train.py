@@ -34,7 +34,7 @@ def train(
       clara-dist train --config run.yaml run_dir=runs/a stages.0.steps=50
       clara-dist train --config jobs/configs/mistral-7b.yaml --part joint --dry-run joint.workers=16
     """
-    settings = _settings(config, part, overrides, planned=dry_run)
+    settings = run_settings(config, part, overrides, planned=dry_run)
     if dry_run:
         import json
 
@@ -50,9 +50,10 @@ def train(
         print(f"{stage}: {path}")
 
 
-def _settings(
+def run_settings(
     config: Path, part: Literal["prepare", "joint"] | None, overrides: list[str] | None, *, planned: bool
 ) -> TrainConfig:
+    """The run that a file describes, a run of its own or a part of a pipeline; a `planned` one needs no model yet."""
     from clara_dist.config import TrainConfig
     from clara_dist.config.pipeline import PipelineConfig
 

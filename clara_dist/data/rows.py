@@ -15,6 +15,7 @@ import ijson
 from clara_dist.data.corpus.huggingface import HUB_PREFIX
 from clara_dist.data.corpus.sources import Source, find_sources
 from clara_dist.data.corpus.tables import iter_table_rows
+from clara_dist.data.corpus.units import RowFormat
 from clara_dist.data.documents import BadRow
 from clara_dist.data.json_lines import iter_objects, row_error, skip_bom
 from clara_dist.data.streams import open_bytes
@@ -33,7 +34,7 @@ def iter_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if source.kind == "text":
             raise DataError(f"{source.path} holds texts, and no rows", expected="JSON lines, a JSON array or Parquet")
         if source.kind in ("parquet", "arrow"):
-            row_format = "parquet" if source.kind == "parquet" else "arrow"
+            row_format: RowFormat = "parquet" if source.kind == "parquet" else "arrow"
             for number, row in iter_table_rows(source.path, row_format):
                 yield f"{source.path}, row {number}", row
         elif _is_array(source.path):

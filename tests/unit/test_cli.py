@@ -24,6 +24,8 @@ COMMANDS = [
     "plan",
     "bench compress",
     "bench estimators",
+    "data check",
+    "data convert",
     "train",
     "serve",
     "ask",
