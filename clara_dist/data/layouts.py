@@ -49,8 +49,11 @@ def clara_row(row: Mapping[str, Any], layout: DataFormat = "auto") -> Mapping[st
 
 def joined(title: Any, text: Any) -> str:
     """The one text of a paragraph."""
-    parts = checked_text("a paragraph's title", title, may_be_empty=True), checked_text("a paragraph's text", text)
-    return "\n".join(part.strip() for part in parts if part.strip())
+    parts = [
+        checked_text("a paragraph's title", title, may_be_empty=True),
+        checked_text("a paragraph's text", text, may_be_empty=True),  # some of Wikipedia's are a title alone
+    ]
+    return checked_text("a paragraph", "\n".join(part.strip() for part in parts if part.strip()))
 
 
 def _hotpotqa(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +95,8 @@ def _dpr(row: Mapping[str, Any]) -> dict[str, Any]:
 def _row(row: Mapping[str, Any], texts: Sequence[str], answers: Sequence[Any], positives: Sequence[int]) -> Any:
     made: dict[str, Any] = {"question": row.get("question"), "docs": list(texts), "pos_index": sorted(positives)}
     given = [answer for answer in answers if answer is not None and answer != ""]  # some aliases are empty
-    made["answer"] = list(dict.fromkeys(given)) if all(isinstance(answer, str) for answer in given) else given
+    if given:
+        made["answer"] = list(dict.fromkeys(given)) if all(isinstance(answer, str) for answer in given) else given
     question_id = next((row[name] for name in ("_id", "id", "question_id") if row.get(name) is not None), None)
     if row.get("answerable") is False:
         made["answerable"] = False

@@ -28,7 +28,7 @@ from clara_dist.errors import DataError
 from clara_dist.store.cache import local_shards
 from clara_dist.store.manifest import ShardInfo
 from clara_dist.store.shard import checksum
-from clara_dist.store.storage import Storage, open_storage
+from clara_dist.store.storage import ReadableFiles, Storage, open_storage
 
 _RECORD = "examples.json"
 _FORMAT_VERSION = 1
@@ -70,13 +70,12 @@ class PreparedExamples(Sequence[Example]):
         self.report: dict[str, Any] = record["report"]
         parts = [_Part(**part) for part in record["parts"]]
         shards = [ShardInfo(p.file, p.rows, p.rows, 0, p.size_bytes, p.checksum, None, None) for p in parts]
-        self._files = local_shards(storage, shards)
-        self._names = [part.file for part in parts]
-        self._stops = list(accumulate(part.examples for part in parts))
-        self._batches: list[pa.RecordBatch | None] = [None] * len(parts)
+        found = local_shards(storage, shards)
         for part in parts:
-            if self._files.size_bytes(part.file) != part.size_bytes:
+            if found.size_bytes(part.file) != part.size_bytes:
                 raise DataError(f"{storage.url}/{part.file} is damaged", hint="delete the folder; it is made again")
+        self._stops = list(accumulate(part.examples for part in parts))
+        self._batches = [_mapped(found, part.file) for part in parts]
 
     def __len__(self) -> int:
         return self._stops[-1]
@@ -88,7 +87,7 @@ class PreparedExamples(Sequence[Example]):
             raise IndexError(f"example {index} of {len(self)}")
         index %= len(self)
         number = bisect_right(self._stops, index)
-        batch = self._batch(number)
+        batch = self._batches[number]
         place = index - (self._stops[number - 1] if number else 0)
         questions = batch["questions"]
         row = int(np.searchsorted(questions.offsets.to_numpy(), place, side="right")) - 1
@@ -102,12 +101,10 @@ class PreparedExamples(Sequence[Example]):
             supervise_documents=batch["supervise_documents"][row].as_py(),
         )
 
-    def _batch(self, number: int) -> pa.RecordBatch:
-        found = self._batches[number]
-        if found is None:
-            with self._files.open(self._names[number]) as source:
-                found = self._batches[number] = pa.ipc.open_file(source).get_batch(0)
-        return found
+
+def _mapped(found: ReadableFiles, file: str) -> pa.RecordBatch:
+    with found.open(file) as source:
+        return pa.ipc.open_file(source).get_batch(0)
 
 
 def prepare_examples(
