@@ -61,15 +61,15 @@ def straight_through_select(
     """Choose k documents a row so that a loss on what was read teaches the scores.
 
     Forward is a gather: no [B, K, N] x [B, N, X] product is formed. Backward contracts the upstream gradient with the
-    candidates' memories in fp32. Slot j does not depend on later slots, so the first k' slots alone are simply
-    ``k=k'``.
+    candidates' memories in fp32. To read only the first k' slots, slice the memory: ``k=1`` is another estimator than
+    the first slot of ``k=5`` (see ``estimator``).
 
     Args:
         scores_BN: Scores; computed with in fp32 (float64 stays float64).
         memory_BNX: Candidates' memories; X may be several dimensions, as in [B, N, M, D].
         k: Number of slots.
         temperature: tau > 0. It shapes the gradient only.
-        estimator: Whose gradient; K = 1 is the plain form with both.
+        estimator: Whose gradient. K = 1 is the plain form with both: no other slot is left to judge the document.
         mask_BN: bool, True = a real candidate. A padded one is never chosen, and its score's gradient is exactly 0.
 
     Returns:

@@ -19,7 +19,6 @@ from clara_dist.core import (
     recall_at_k,
     straight_through_select,
     token_nll,
-    top_k,
 )
 from clara_dist.model import ClaraModel
 from clara_dist.model.base import LogitsFinish
@@ -106,16 +105,16 @@ class JointStep(nn.Module):
         memory_BNMD = self._bank.gather(rows_BN)
         scores_BN = cosine_scores(query_BX, memory_BNMD)
         n_slots = batch.prompts.memory_index_S.shape[0] // (self.clara.n_memory_tokens * len(rows_BN))
+        # All K slots are chosen, also where the generator reads fewer. Chosen alone, leave_own_out's first slot would
+        # judge its own document, as the plain form of K = 1 does, and undo what the other batches teach.
         selection = straight_through_select(
-            scores_BN, memory_BNMD, n_slots, temperature=self.temperature, estimator=self.estimator, mask_BN=mask_BN
+            scores_BN, memory_BNMD, self.top_k, temperature=self.temperature, estimator=self.estimator, mask_BN=mask_BN
         )
-        nll_P = self.clara.answer_nll(batch.prompts, selection.memory_BKX.flatten(0, 1))
+        nll_P = self.clara.answer_nll(batch.prompts, selection.memory_BKX[:, :n_slots].flatten(0, 1))
         loss = mean_answer_loss(nll_P, totals.answer_tokens)
         if not any(batch.positives_B):
             return StepOutput(loss, {}, [])
-        # Recall is that of all K slots, also where the generator read fewer.
-        best_BK = selection.indices_BK if n_slots == self.top_k else top_k(scores_BN, self.top_k, mask_BN)
-        return StepOutput(loss, {}, document_recall(rows_BN.gather(1, best_BK), batch.positives_B))
+        return StepOutput(loss, {}, document_recall(rows_BN.gather(1, selection.indices_BK), batch.positives_B))
 
 
 def document_recall(rows_BK: Tensor, positives_B: Sequence[Sequence[Sequence[int]]]) -> list[float]:

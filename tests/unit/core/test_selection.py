@@ -183,7 +183,7 @@ def test_as_many_slots_as_candidates(estimator):
     torch.testing.assert_close(gradient, torch.tensor([[expected, -expected]], dtype=torch.float64))
 
 
-def test_a_prefix_of_slots_is_the_same_choice_with_fewer_slots():
+def test_of_sequential_a_prefix_of_slots_is_the_same_choice_with_fewer_slots():
     scores_BN, memory_BNMD, mask_BN = _world(seed=3)
     scores_BN.requires_grad_()
     whole = straight_through_select(scores_BN, memory_BNMD, 5, temperature=0.1, mask_BN=mask_BN)
@@ -192,6 +192,19 @@ def test_a_prefix_of_slots_is_the_same_choice_with_fewer_slots():
     (g_whole,) = torch.autograd.grad(whole.memory_BKX[:, :2].sum(), scores_BN)
     (g_part,) = torch.autograd.grad(part.memory_BKX.sum(), scores_BN)
     torch.testing.assert_close(g_whole, g_part, rtol=1e-12, atol=1e-13)
+
+
+def test_the_first_slot_of_several_leaves_its_own_out_also_when_it_alone_is_read():
+    scores_BN, memory_BNMD, _ = _world(seed=3)
+    scores_BN.requires_grad_()
+    gradients = []
+    for k in (5, 1):
+        chosen = straight_through_select(scores_BN, memory_BNMD, k, temperature=0.1, estimator="leave_own_out")
+        (gradient,) = torch.autograd.grad(chosen.memory_BKX[:, :1].sum(), scores_BN)
+        gradients.append(gradient.gather(1, chosen.indices_BK[:, :1]))
+    first_of_five, alone = gradients
+    assert not first_of_five.any()
+    assert alone.abs().min() > 0.1
 
 
 def test_only_gradients_that_are_needed_are_made():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,22 @@ def test_joint_gradients_reach_reasoner_and_generator_alone(
     step(batch, batch.totals).loss.backward()
     reached = {clara.role_of(name) for name, p in clara.named_parameters() if p.grad is not None and bool(p.grad.any())}
     assert reached == {"query_reasoner", "generator"}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "roles"),
+    [("leave_own_out", {"generator"}), ("sequential", {"generator", "query_reasoner"})],
+)
+def test_a_slot_that_is_read_alone_is_still_one_of_k(
+    clara: ClaraModel, tiny_store: str, joint_rows_path: str, estimator: str, roles: set[str]
+) -> None:
+    """Of two candidates, both chosen, the first slot could only compare its own document with the other."""
+    step, collate, examples = joint_parts(clara, tiny_store, joint_rows_path, top_k=2, estimator=estimator)
+    pairs = [dataclasses.replace(e, candidate_ids=e.candidate_ids[:2], positives=()) for e in examples]
+    batch = collate(pairs, StepPlan(n_slots=1, from_corpus=False))
+    step(batch, batch.totals).loss.backward()
+    reached = {clara.role_of(name) for name, p in clara.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert reached == roles
 
 
 def test_candidates_from_the_corpus_are_its_nearest_rows(
