@@ -10,7 +10,7 @@ import math
 import os
 import textwrap
 import time
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray.train
@@ -32,11 +32,12 @@ from clara_dist.distributed.search_actors import n_actors, start_searchers
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClaraError, ClusterError
+from clara_dist.store.storage import is_url
 from clara_dist.training.data import prepare_run
-from clara_dist.training.progress import LOG_FILE, ConsoleProgress, OnProgress, Progress
+from clara_dist.training.progress import ConsoleProgress, OnProgress, Progress
 from clara_dist.training.run_directory import RunDirectory
 
-_POLL_S = 0.25
+_POLL_S, _REMOTE_POLL_S = 0.25, 3.0
 _WAIT_NOTICE_S = 15.0
 _ABORT_S = 30.0
 # Nothing is added to a local Ray: who waits there waits for another job. A cluster may have to buy nodes.
@@ -124,8 +125,7 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
             model = model.model_copy(update={"base_model": os.path.abspath(model.base_model)})
     elif os.path.isdir(model):
         model = os.path.abspath(model)
-    run_dir = os.path.abspath(config.run_dir)
-    return config.model_copy(update={"run_dir": run_dir, "stages": stages, "model": model})
+    return config.model_copy(update={"run_dir": absolute(config.run_dir), "stages": stages, "model": model})
 
 
 def _absolute_stage(stage: StageConfig) -> StageConfig:
@@ -140,7 +140,7 @@ def _inputs(config: TrainConfig) -> list[str]:
     """
     paths = [path for stage in config.stages for path in (stage.base_dir, stage.store)]
     model = config.model.base_model if isinstance(config.model, ClaraConfig) else config.model
-    paths.append(model if os.path.isdir(model) else None)
+    paths.append(model if os.path.isdir(model) or is_url(model) else None)
     return [path for path in paths if path is not None]
 
 
@@ -163,7 +163,7 @@ def _attempt(config: TrainConfig, report: OnProgress) -> dict[str, str] | Except
     others = placement_groups()
     fit = task.remote(config, patience_s)
     try:
-        while not ray.wait([fit], timeout=_POLL_S)[0]:
+        while not ray.wait([fit], timeout=_REMOTE_POLL_S if is_url(config.run_dir) else _POLL_S)[0]:
             follower.look()
         follower.report_new()
         return ray.get(fit)
@@ -181,6 +181,13 @@ def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.T
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(2 * patience_s)
     # They end with this process, and with them what they hold.
     searchers = start_searchers(config, RunDirectory.stage_keys(config))
+    with TemporaryDirectory(prefix="clara-ray-") as scratch:
+        return _ray_train(config, searchers, scratch)
+
+
+def _ray_train(
+    config: TrainConfig, searchers: dict[str, Any], scratch: str
+) -> dict[str, str] | ray.train.TrainingFailedError:
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "searchers": searchers},
@@ -194,7 +201,7 @@ def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.T
         # a worker that dies while the group starts leaves a placement group behind, for which Ray's own retry waits.
         run_config=ray.train.RunConfig(
             name="ray",
-            storage_path=config.run_dir,
+            storage_path=scratch,  # Ray Train wants a place; checkpoints are ours, and it is told of none
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
@@ -236,8 +243,8 @@ class _Follower:
     def __init__(self, config: TrainConfig, patience_s: float, report: OnProgress) -> None:
         self._config = config
         self._report = report
-        self._log = Path(config.run_dir) / LOG_FILE
-        self._position = self._log.stat().st_size if self._log.exists() else 0
+        self._directory = RunDirectory(config.run_dir)
+        self._position = self._directory.log_bytes()
         self._patience_s = patience_s
         self._heard = False
         self._others = placement_groups()
@@ -271,8 +278,10 @@ class _Follower:
 
     def report_new(self) -> None:
         """Report the lines that were added to the log."""
-        lines, self._position = _new_lines(self._log, self._position)
-        for line in lines:
+        data = self._directory.read_log(self._position)
+        end = data.rfind(b"\n") + 1  # a line that is being written waits
+        self._position += end
+        for line in data[:end].decode("utf-8").splitlines():
             self._heard = True
             self._report(Progress.from_json(line))
 
@@ -284,14 +293,3 @@ class _Follower:
         # A group of our own that is there holds what the workers need.
         placed = any(s == "CREATED" for key, s in placement_groups().items() if key not in self._others)
         return (None if placed else holders(each, self._config.workers)) or "each needs a process, and its imports"
-
-
-def _new_lines(log: Path, position: int) -> tuple[list[str], int]:
-    """Complete lines behind ``position``, and the position behind them; a line that is being written waits."""
-    if not log.exists():
-        return [], position
-    with open(log, "rb") as file:
-        file.seek(position)
-        data = file.read()
-    end = data.rfind(b"\n") + 1
-    return data[:end].decode("utf-8").splitlines(), position + end

@@ -156,10 +156,17 @@ def test_paths_are_made_absolute_and_names_of_the_hub_are_not(
     assert (absolute.stages[0].data, absolute.stages[0].output) == (str(tmp_path / "rows.jsonl"), str(tmp_path / "out"))
 
 
-def test_half_written_lines_wait(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    log.write_bytes(b"one\ntwo\nthr")
-    lines, position = train_job._new_lines(log, 4)
-    assert (lines, position) == (["two"], 8)
-    log.write_bytes(b"one\ntwo\nthree\n")
-    assert train_job._new_lines(log, position) == (["three"], 14)
+def test_half_written_lines_wait(tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path, tiny_base_dir, "run")
+    Path(config.run_dir).mkdir()
+    log = Path(config.run_dir) / "log.jsonl"
+    one, two, three = (Progress(text).to_json().encode() + b"\n" for text in ("one", "two", "drei"))
+    log.write_bytes(one)
+    events: list[Progress] = []
+    monkeypatch.setattr(train_job, "placement_groups", dict)
+    follower = train_job._Follower(config, 60.0, events.append)
+    log.write_bytes(one + two + three[:9])
+    follower.report_new()
+    log.write_bytes(one + two + three)
+    follower.report_new()
+    assert [event.text for event in events] == ["waiting for 2 training workers to start", "two", "drei"]
