@@ -72,7 +72,7 @@ def train_and_score(config: PipelineConfig, run_dir: str | Path, overrides: Sequ
     """
     stage = joint_stage(config, overrides)
     record = Path(run_dir) / SCORES_FILE
-    settings = stage.model_dump(mode="json")
+    settings = stage.model_dump(mode="json", exclude={"data", "store"})  # where things are decides nothing
     if record.exists():
         known = json.loads(record.read_text(encoding="utf-8"))
         if known["settings"] == settings:
