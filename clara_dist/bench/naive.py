@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clara_dist.config.model import Role
 from clara_dist.model.clara import ClaraModel
 
 BATCH_SIZE = 8
@@ -23,14 +24,19 @@ def compress_naively(clara: ClaraModel, texts: Sequence[str]) -> Tensor:
     memories = []
     for start in range(0, len(texts), BATCH_SIZE):
         rows = [text.ids for text in clara.tokenizer.encode_texts(texts[start : start + BATCH_SIZE])]
-        ids_BL = torch.tensor([[clara.tokenizer.pad_id] * (length - len(row)) + row for row in rows])
-        mask_BL = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        with clara.role("compressor"):
-            out = clara.base(
-                inputs_embeds=clara.embed(ids_BL.to(clara.device)),
-                attention_mask=mask_BL.to(clara.device),
-                output_hidden_states=True,
-                use_cache=False,
-            )
-        memories.append(out.hidden_states[-1][:, -clara.n_memory_tokens :].float().cpu())
+        memories.append(encode_naively(clara, "compressor", rows, length).float().cpu())
     return torch.cat(memories)
+
+
+def encode_naively(clara: ClaraModel, role: Role, rows: Sequence[Sequence[int]], length: int) -> Tensor:
+    """Memories ``[B, M, D]`` of encoder inputs that are padded on the left to ``length``, with gradient."""
+    ids_BL = torch.tensor([[clara.tokenizer.pad_id] * (length - len(row)) + list(row) for row in rows])
+    mask_BL = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    with clara.role(role):
+        out = clara.base(
+            inputs_embeds=clara.embed(ids_BL.to(clara.device)),
+            attention_mask=mask_BL.to(clara.device),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+    return out.hidden_states[-1][:, -clara.n_memory_tokens :]

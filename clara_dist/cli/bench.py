@@ -69,3 +69,62 @@ def bench_estimators(
     settings = EstimatorBench(work_dir=work_dir, seeds=tuple(seed or [11, 12, 13]), n_diagnosed=diagnosed)
     print(run_bench(settings, output))
     print(f"figures: {output}")
+
+
+@bench_app.command("joint")
+def bench_joint(
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-joint.json"),
+    shape: Annotated[str, typer.Option(help="Random model: small (D 256, 4 layers, V 32,000), tiny or 7b.")] = "small",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions of a step.")] = 4,
+    candidates: Annotated[int, typer.Option(min=2, help="Of each question.")] = 20,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents that the generator reads.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps of each kind; their median counts.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads.")] = 1,
+    profile: Annotated[bool, typer.Option(help="Print where the time of our step goes.")] = False,
+) -> None:
+    """A joint training step with memories from the store, against two that compress the candidates again.
+
+    The naive step is what the published code does; the lean one is ours but for the memories. All three must give the
+    same loss and gradients.
+
+    \b
+    Examples:
+      clara-dist bench joint
+      clara-dist bench joint --threads 2 --profile
+    """
+    from clara_dist.bench.joint import JointBenchSettings, run_bench
+
+    settings = JointBenchSettings(
+        shape=shape,
+        device=device,
+        batch_size=batch_size,
+        n_candidates=candidates,
+        top_k=top_k,
+        repeats=repeats,
+        threads=threads,
+    )
+    print(run_bench(settings, output, profile=profile))
+    print(f"figures: {output}")
+
+
+@bench_app.command("candidates")
+def bench_candidates(
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-candidates.json"),
+    work_dir: Annotated[Path, typer.Option(help="Takes the runs; finished ones are not done again.")] = Path(
+        "candidates-run"
+    ),
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Of world and training; repeat it.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of the joint stage: NAME=VALUE ...")] = None,
+) -> None:
+    """The demo's joint stage with candidates given, from the corpus, and mixed: recall over the whole corpus.
+
+    \b
+    Examples:
+      clara-dist bench candidates --seed 4 --seed 5
+      clara-dist bench candidates top_k=3
+    """
+    from clara_dist.bench.candidates import run_bench
+
+    print(run_bench(seeds or [4], work_dir, output, overrides or ()))
+    print(f"figures: {output}")
