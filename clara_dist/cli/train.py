@@ -38,9 +38,9 @@ def train(
     if dry_run:
         import json
 
-        from clara_dist.training.plan import plan_run, table, to_json
+        from clara_dist.training.plan import measure, plan_run, table, to_json
 
-        plan = plan_run(settings)
+        plan = plan_run(settings, measure(settings))
         print(json.dumps(to_json(plan), indent=2) if as_json else table(plan))
         return
 

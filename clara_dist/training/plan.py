@@ -5,6 +5,7 @@ Nothing is loaded but ``config.json`` of the base LLM and the rows of the data.
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from typing import Any
 
 from clara_dist.config.model import ClaraConfig, Dtype
 from clara_dist.config.training import EngineConfig, StageConfig, TrainConfig
-from clara_dist.errors import TrainingError
+from clara_dist.errors import ModelError, TrainingError
 from clara_dist.model.files import read_config
 from clara_dist.model.sizes import MetaModel, ModelSizes
+from clara_dist.training.data import run_tokenizer, stage_lengths
+from clara_dist.training.lengths import DataLengths
 from clara_dist.training.run_directory import RunDirectory
 from clara_dist.training.stages import TRAINED_ROLES
 
@@ -26,7 +29,7 @@ _ADAM_BYTES = 8  # two fp32 moments a weight
 
 
 @dataclass(frozen=True)
-class StageLengths:
+class Longest:
     """Tokens of a stage's longest examples, frame and memory tokens included.
 
     Attributes:
@@ -76,22 +79,24 @@ class StagePlan:
         steps: Optimiser steps.
         batch: Examples of a step: workers x accumulation x micro-batch.
         n_examples: Of its data; None where the data is not there yet.
+        step_tokens: Tokens of a step that pass through the model, on average; None where the data was not measured.
         trained: Trained weights by role.
         frozen: The others.
         memory: By ZeRO stage; the torch engine is ``{0: ..}``.
         zero_stage: The one that is configured.
-        lengths: What the memory was computed for.
+        longest: What the memory was computed for.
     """
 
     key: str
     steps: int
     batch: tuple[int, int, int]
     n_examples: int | None
+    step_tokens: float | None
     trained: Mapping[str, int]
     frozen: Mapping[str, int]
     memory: Mapping[int, MemoryPlan]
     zero_stage: int
-    lengths: StageLengths
+    longest: Longest
 
     @property
     def epochs(self) -> float | None:
@@ -109,29 +114,40 @@ class RunPlan:
     stages: tuple[StagePlan, ...] = field(default=())
 
 
-def plan_run(config: TrainConfig, lengths: Mapping[str, tuple[int, StageLengths]] | None = None) -> RunPlan:
+def measure(config: TrainConfig) -> dict[str, DataLengths]:
+    """Read and check the data of all stages whose data is there, by stage key; as `stage_lengths`."""
+    try:
+        tokenizer = run_tokenizer(config)
+    except ModelError:
+        tokenizer = None  # shapes may be there without a tokenizer; nothing but tokens is missing then
+    keys = zip(RunDirectory.stage_keys(config), config.stages, strict=True)
+    return {key: stage_lengths(stage, tokenizer) for key, stage in keys if _is_there(stage.data)}
+
+
+def plan_run(config: TrainConfig, lengths: Mapping[str, DataLengths]) -> RunPlan:
     """Plan a run.
 
     Args:
         config: The run.
-        lengths: By stage key: number of examples and their greatest lengths. A stage without is planned for the longest
-            texts that its model reads.
+        lengths: What is known of the stages' data. A stage without is planned for the longest texts that its model
+            reads.
 
     Raises:
         ModelError: The base's configuration cannot be read.
         TrainingError: The model is one that another run makes, and it has not.
     """
     model = _model_config(config)
-    sizes, stages = None, []
+    stages = []
     for key, stage in zip(RunDirectory.stage_keys(config), config.stages, strict=True):
         engine = stage.engine or config.engine
         base = stage.base_dir if stage.stage == "base" and stage.base_dir else _base_source(config, model)
         meta = MetaModel(model.model_copy(update={"base_model": base}), engine.dtype)
-        sizes = meta.sizes
-        n_examples, known = (lengths or {}).get(key, (None, None))
-        stages.append(_stage_plan(key, stage, engine, config.workers, model, meta, n_examples, known))
-    assert sizes is not None, "a run has a stage"
-    return RunPlan(model, sizes, tuple(stages))
+        stages.append(_stage_plan(key, stage, engine, config.workers, model, meta, lengths.get(key)))
+    return RunPlan(model, meta.sizes, tuple(stages))
+
+
+def _is_there(data: str) -> bool:
+    return "://" in data or next(glob.iglob(data, recursive=True), None) is not None
 
 
 def _model_config(config: TrainConfig) -> ClaraConfig:
@@ -162,12 +178,10 @@ def _stage_plan(
     workers: int,
     model: ClaraConfig,
     meta: MetaModel,
-    n_examples: int | None,
-    known: StageLengths | None,
+    known: DataLengths | None,
 ) -> StagePlan:
     micro = stage.batch_size // (workers * stage.gradient_accumulation)
-    longest = StageLengths(model.doc_max_tokens + _FRAME_TOKENS + model.n_memory_tokens, model.max_prompt_tokens)
-    lengths = known or longest
+    longest = _longest(model, known)
     weights: dict[str, int] = {
         "base": meta.sizes.base,
         **meta.sizes.roles,
@@ -178,7 +192,7 @@ def _stage_plan(
         chosen = (*chosen, "memory_embeddings")
     trained = {name: n for name, n in weights.items() if name in chosen}
     zero_stages = range(4) if engine.kind == "deepspeed" else (0,)
-    step = _step_bytes(stage, engine, micro, model, meta, lengths)
+    step = _step_bytes(stage, engine, micro, model, meta, longest)
     state = {
         zero: _state_bytes(sum(weights.values()), sum(trained.values()), engine, zero, workers) for zero in zero_stages
     }
@@ -186,13 +200,39 @@ def _stage_plan(
         key=key,
         steps=stage.steps,
         batch=(workers, stage.gradient_accumulation, micro),
-        n_examples=n_examples,
+        n_examples=None if known is None else known.examples,
+        step_tokens=None if known is None else _mean_tokens(stage, model, known, stage.batch_size),
         trained=trained,
         frozen={name: n for name, n in weights.items() if name not in trained},
         memory={zero: MemoryPlan(**state[zero], **step) for zero in zero_stages},
         zero_stage=engine.zero_stage if engine.kind == "deepspeed" else 0,
-        lengths=lengths,
+        longest=longest,
     )
+
+
+def _longest(model: ClaraConfig, known: DataLengths | None) -> Longest:
+    encoded, prompt = model.doc_max_tokens + _FRAME_TOKENS + model.n_memory_tokens, model.max_prompt_tokens
+    if known is None or known.prompt is None or known.answer is None:
+        return Longest(encoded, prompt)
+    read = known.document or known.question
+    return Longest(
+        encoded if read is None else read.max + model.n_memory_tokens,
+        known.prompt.max,
+        known.answer.max,
+        known.documents.max if known.document and known.documents else 1,
+    )
+
+
+def _mean_tokens(stage: StageConfig, model: ClaraConfig, known: DataLengths, batch_size: int) -> float | None:
+    """Tokens of a step: prompts, and what is encoded for them."""
+    if known.prompt is None:
+        return None
+    tokens = known.prompt.mean
+    if stage.stage == "joint" and known.question is not None:
+        tokens += known.question.mean + model.n_memory_tokens
+    elif stage.stage != "base" and known.document is not None and known.documents is not None:
+        tokens += known.documents.mean * (known.document.mean + model.n_memory_tokens)
+    return batch_size * tokens
 
 
 def _step_bytes(
@@ -201,21 +241,21 @@ def _step_bytes(
     micro: int,
     model: ClaraConfig,
     meta: MetaModel,
-    lengths: StageLengths,
+    longest: Longest,
 ) -> dict[str, float]:
     """Of the forward passes of one micro-batch."""
     checkpointing = engine.gradient_checkpointing
-    kept = meta.activation_bytes("generator", micro, lengths.prompt, checkpointing=checkpointing)
+    kept = meta.activation_bytes("generator", micro, longest.prompt, checkpointing=checkpointing)
     candidates = 0
     if stage.stage == "joint":
-        kept += meta.activation_bytes("query_reasoner", micro, lengths.encoded, checkpointing=checkpointing)
+        kept += meta.activation_bytes("query_reasoner", micro, longest.encoded, checkpointing=checkpointing)
         # Gathered in fp16 and scored in fp32.
         candidates = micro * stage.candidates.n * model.n_memory_tokens * meta.sizes.hidden_size * 6
     elif stage.stage != "base":
-        n_texts = micro * lengths.documents
-        kept += meta.activation_bytes("compressor", n_texts, lengths.encoded, checkpointing=checkpointing)
+        n_texts = micro * longest.documents
+        kept += meta.activation_bytes("compressor", n_texts, longest.encoded, checkpointing=checkpointing)
     # Logits in the model's type and in fp32, and the gradient of the latter.
-    logits = micro * lengths.answer * meta.sizes.vocab_size * (_DTYPE_BYTES[engine.dtype] + 8)
+    logits = micro * longest.answer * meta.sizes.vocab_size * (_DTYPE_BYTES[engine.dtype] + 8)
     return {"activations": kept, "logits": logits, "candidates": candidates}
 
 
@@ -246,14 +286,18 @@ def table(plan: RunPlan) -> str:
     for stage in plan.stages:
         workers, accumulation, micro = stage.batch
         epochs = "data not there yet" if stage.epochs is None else f"{stage.epochs:.2f} epochs of {stage.n_examples:,}"
+        tokens = "not measured"
+        if stage.step_tokens is not None:
+            tokens = f"{stage.step_tokens:,.0f} a step, {stage.steps * stage.step_tokens:,.0f} in all"
         lines += [
             f"stage     {stage.key}",
             f"  steps   {stage.steps:,} of {workers * accumulation * micro} examples"
             f" ({workers} workers x {accumulation} accumulated x {micro}): {epochs}",
             f"  trained {_named(stage.trained)}",
             f"  frozen  {_named(stage.frozen)}",
-            f"  longest {stage.lengths.encoded} tokens encoded, {stage.lengths.prompt} in a prompt,"
-            f" {stage.lengths.answer} in an answer",
+            f"  tokens  {tokens}",
+            f"  longest {stage.longest.encoded} tokens encoded, {stage.longest.prompt} in a prompt,"
+            f" {stage.longest.answer} in an answer",
             f"  {'GB a worker':<14}" + "".join(f"{name:>13}" for name in (*_PARTS, "total")),
         ]
         for zero, memory in stage.memory.items():

@@ -11,7 +11,8 @@ import pytest
 from clara_dist.config import ClaraConfig, EngineConfig, LoraSettings, StageConfig, TrainConfig
 from clara_dist.errors import TrainingError
 from clara_dist.model import ClaraModel
-from clara_dist.training.plan import StageLengths, plan_run, table, to_json
+from clara_dist.training.lengths import DataLengths, Spread
+from clara_dist.training.plan import measure, plan_run, table, to_json
 
 
 def make_config(base_dir: Path, **changed: Any) -> TrainConfig:
@@ -23,9 +24,17 @@ def make_config(base_dir: Path, **changed: Any) -> TrainConfig:
     return TrainConfig(**values | {"stages": tuple(StageConfig.model_validate(s | shared) for s in stages)} | changed)
 
 
+def lengths(n: int, **longest: int) -> DataLengths:
+    """All examples equally long."""
+    spreads = {name: Spread(n, value, value, value, value, value, value) for name, value in longest.items()}
+    none = dict.fromkeys(("question", "answer", "prompt", "document", "documents"))
+    counts = {"rows": n, "examples": n, "left_out": 0, "without_positives": 0, "every": 1}
+    return DataLengths(**counts | none | spreads | {"cut_answers": 0, "cut_documents": 0})
+
+
 def test_what_each_stage_trains_and_for_how_long(tiny_base_dir: Path) -> None:
     config = make_config(tiny_base_dir)
-    plan = plan_run(config, {"joint": (60, StageLengths(encoded=20, prompt=50, answer=4))})
+    plan = plan_run(config, {"joint": lengths(60, question=20, prompt=50, answer=4)})
     compression, joint = plan.stages
     assert isinstance(config.model, ClaraConfig)
     clara = ClaraModel.from_base(config.model)
@@ -38,12 +47,14 @@ def test_what_each_stage_trains_and_for_how_long(tiny_base_dir: Path) -> None:
         assert stage.batch == (2, 2, 2)
     assert compression.epochs is None
     assert joint.epochs == 30 * 8 / 60
+    assert joint.step_tokens == 8 * (50 + 20 + 3)
+    assert (joint.longest.encoded, joint.longest.prompt, joint.longest.answer) == (23, 50, 4)
     # Nothing is known of the first stage's data: it is planned for what the model reads at most.
-    assert (compression.lengths.encoded, compression.lengths.prompt) == (24 + 3 + 3, 1024)
+    assert (compression.longest.encoded, compression.longest.prompt) == (24 + 3 + 3, 1024)
 
 
 def test_memory_by_zero_stage(tiny_base_dir: Path) -> None:
-    joint = plan_run(make_config(tiny_base_dir)).stages[1]
+    joint = plan_run(make_config(tiny_base_dir), {}).stages[1]
     n, trained = sum(joint.frozen.values()), sum(joint.trained.values())
     state = {zero: (m.weights, m.gradients, m.optimizer) for zero, m in joint.memory.items()}
     # bfloat16: 2 bytes a weight and gradient; fp32 copy and two moments, 12 bytes.
@@ -62,32 +73,48 @@ def test_memory_by_zero_stage(tiny_base_dir: Path) -> None:
 
 
 def test_the_torch_engine_keeps_its_trained_weights_in_fp32(tiny_base_dir: Path) -> None:
-    plan = plan_run(make_config(tiny_base_dir, engine=EngineConfig(kind="torch", dtype="bfloat16")))
+    plan = plan_run(make_config(tiny_base_dir, engine=EngineConfig(kind="torch", dtype="bfloat16")), {})
     (memory,) = plan.stages[0].memory.values()
     n, trained = (sum(weights.values()) for weights in (plan.stages[0].frozen, plan.stages[0].trained))
     assert (memory.weights, memory.gradients, memory.optimizer) == (2 * n + 4 * trained, 4 * trained, 8 * trained)
 
 
 def test_checkpointing_and_longer_texts_change_activations(tiny_base_dir: Path) -> None:
-    lengths = {"compression": (1, StageLengths(30, 60)), "joint": (1, StageLengths(30, 60))}
+    known = {"compression": lengths(9, document=27, prompt=60, answer=4)}
     plain, checkpointed = (
-        plan_run(make_config(tiny_base_dir, engine=EngineConfig(gradient_checkpointing=on)), lengths)
-        .stages[0]
-        .memory[0]
+        plan_run(make_config(tiny_base_dir, engine=EngineConfig(gradient_checkpointing=on)), known).stages[0].memory[0]
         for on in (False, True)
     )
     assert checkpointed.activations < 0.7 * plain.activations
-    longer = {"compression": (1, StageLengths(30, 120)), "joint": (1, StageLengths(30, 60))}
-    assert plan_run(make_config(tiny_base_dir), longer).stages[0].memory[0].activations > plain.activations / 2
+    longer = {"compression": lengths(9, document=27, prompt=120, answer=4)}
+    twice = plan_run(make_config(tiny_base_dir, engine=EngineConfig()), longer).stages[0].memory[0]
+    assert twice.activations > 1.5 * plain.activations
+    assert twice.logits == plain.logits == 2 * 4 * plan_run(make_config(tiny_base_dir), {}).sizes.vocab_size * 12
+
+
+def test_data_that_is_there_is_measured(tiny_base_dir: Path, tmp_path: Path) -> None:
+    data = tmp_path / "j.jsonl"
+    row = {"question": "When?", "answer": "1871", "doc_ids": ["a", "b", "c"]}
+    data.write_text("".join(json.dumps(row) + "\n" for _ in range(5)), encoding="utf-8")
+    config = make_config(tiny_base_dir)
+    there = config.model_copy(
+        update={"stages": (config.stages[0], config.stages[1].model_copy(update={"data": str(data)}))}
+    )
+    found = measure(there)
+    assert list(found) == ["joint"]
+    joint = plan_run(there, found).stages[1]
+    assert joint.n_examples == 5
+    assert joint.longest.prompt < 1024
+    assert joint.step_tokens == 8 * (joint.longest.prompt + joint.longest.encoded)  # all rows are equally long
 
 
 def test_a_model_that_is_not_there_yet(tiny_base_dir: Path) -> None:
     with pytest.raises(TrainingError, match="is not there yet"):
-        plan_run(make_config(tiny_base_dir, model="runs/prepare/models/instruct"))
+        plan_run(make_config(tiny_base_dir, model="runs/prepare/models/instruct"), {})
 
 
 def test_both_forms_say_the_same(tiny_base_dir: Path) -> None:
-    plan = plan_run(make_config(tiny_base_dir))
+    plan = plan_run(make_config(tiny_base_dir), {})
     tree = json.loads(json.dumps(to_json(plan)))
     assert [stage["key"] for stage in tree["stages"]] == ["compression", "joint"]
     assert tree["stages"][1]["memory"]["2"]["total"] == plan.stages[1].memory[2].total
