@@ -17,6 +17,7 @@ from clara_dist.config import load_config
 from clara_dist.config.pipeline import PipelineConfig
 from clara_dist.config.training import EngineConfig, StageConfig, TrainConfig
 from clara_dist.data.corpus import plan_units
+from clara_dist.data.demo_files import DemoVariant
 from clara_dist.data.questions import read_questions
 from clara_dist.distributed.steps import Step, run_steps
 from clara_dist.evaluation import LatentRanker, evaluate
@@ -31,11 +32,11 @@ SCORES_FILE = "scores.json"
 _METHOD = "reasoner"
 
 
-def one_process(work_dir: str | Path, seed: int) -> PipelineConfig:
+def one_process(work_dir: str | Path, seed: int, variant: DemoVariant = "one-hop") -> PipelineConfig:
     """The demo's pipeline in ``work_dir``, on one worker and the plain torch engine."""
     from clara_dist.distributed.demo import demo_config  # imports Ray, which nothing here uses
 
-    config = demo_config(Path(work_dir), seed)
+    config = demo_config(Path(work_dir), seed, variant)
     changes = {"prepare": _serial(config.prepare), "joint": _serial(config.joint)}
     return config.model_copy(update=changes)
 
@@ -77,10 +78,16 @@ def train_and_score(config: PipelineConfig, run_dir: str | Path, overrides: Sequ
         known = json.loads(record.read_text(encoding="utf-8"))
         if known["settings"] == settings:
             return dict(known["scores"])
-    train(config.joint.model_copy(update={"run_dir": str(run_dir), "stages": (stage,)}), resume=True)
+    train_joint(config, run_dir, overrides)
     scores = score(config, model_dir(run_dir), stage.top_k)
     record.write_text(json.dumps({"settings": settings, "scores": scores}, indent=2) + "\n", encoding="utf-8")
     return scores
+
+
+def train_joint(config: PipelineConfig, run_dir: str | Path, overrides: Sequence[str] = ()) -> None:
+    """Train a joint stage on a prepared demo, unless ``run_dir`` holds it."""
+    stage = joint_stage(config, overrides)
+    train(config.joint.model_copy(update={"run_dir": str(run_dir), "stages": (stage,)}), resume=True)
 
 
 def joint_stage(config: PipelineConfig, overrides: Sequence[str]) -> StageConfig:

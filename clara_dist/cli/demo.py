@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,9 @@ from clara_dist.cli.base import Overrides, app, resolve
 def demo(
     work_dir: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo-run"),
     seed: Annotated[int, typer.Option(help="Of the made-up world and of all training.")] = 1,
+    variant: Annotated[
+        Literal["one-hop", "multi-hop"], typer.Option(help="multi-hop: questions that take two documents.")
+    ] = "one-hop",
     resume: Annotated[bool, typer.Option("--resume", help="Skip what an earlier run has finished.")] = False,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Leave the server up until Ctrl-C.")] = False,
     port: Annotated[int | None, typer.Option(help="Of the server; 8000, or a free one.", show_default=False)] = None,
@@ -26,7 +29,7 @@ def demo(
     """
     from clara_dist.distributed.demo import run_demo
 
-    run_demo(work_dir, seed=seed, resume=resume, keep_serving=keep_serving, port=port)
+    run_demo(work_dir, seed=seed, variant=variant, resume=resume, keep_serving=keep_serving, port=port)
 
 
 @app.command()

@@ -12,6 +12,9 @@
 
 The first three files are a curriculum: rows in reading order, ``batch_size`` rows a step (``shuffle: false``). The same
 arguments give the same bytes.
+
+The multi-hop variant asks for two facts at once, of one person or on one relation: joint and evaluation questions have
+two positives and an answer that needs both, and most rows that show several passages ask for two of them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clara_dist.data.demo_language import WHO_QUESTION
 from clara_dist.data.demo_tokenizer import write_base
@@ -30,12 +33,17 @@ from clara_dist.data.demo_world import (
     N_WORDINGS,
     CandidateMaker,
     DemoWorld,
+    Golds,
+    PartnerMaker,
     Passage,
+    compound_answer,
+    compound_question,
     pick,
     shuffled,
 )
 
 Row = dict[str, Any]
+DemoVariant = Literal["one-hop", "multi-hop"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class DemoSizes:
         batch_size: Rows a step, for the curricula.
         base_steps: Steps that ``base.jsonl`` lasts for; the next two likewise.
         hidden_size: D of the tiny base; its feed-forward width is 2 D.
+        variant: ``multi-hop`` questions need two passages.
     """
 
     n_train: int = 480
@@ -61,13 +70,16 @@ class DemoSizes:
     compression_steps: int = 150
     instruct_steps: int = 120
     hidden_size: int = 128
+    variant: DemoVariant = "one-hop"
 
 
-# Until then the base sees single passages only: reading comes before choosing.
-_SINGLE_PASSAGE_SHARE = 0.6
-_SEVERAL_PASSAGES_SHARE = 0.4
+# Until then the base sees single passages only: reading comes before choosing. Two facts at once take longer to learn.
+_SINGLE_PASSAGE_SHARE: dict[DemoVariant, float] = {"one-hop": 0.6, "multi-hop": 0.35}
+_SEVERAL_PASSAGES_SHARE: dict[DemoVariant, float] = {"one-hop": 0.4, "multi-hop": 0.7}
 _SUPERVISED_SHARE = 0.2
 _INSTRUCT_SINGLE_SHARE = 0.2
+# Of the rows that show several passages, in the multi-hop variant.
+_TWO_FACTS_SHARE = 0.75
 
 
 def write_demo(directory: str | Path, seed: int, sizes: DemoSizes = DemoSizes()) -> DemoWorld:
@@ -81,7 +93,7 @@ def write_demo(directory: str | Path, seed: int, sizes: DemoSizes = DemoSizes())
     world = DemoWorld(seed, sizes.n_train, sizes.n_held_out)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    rows = _ReadingRows(world.train_passages)
+    rows = _ReadingRows(world.train_passages, sizes.variant)
     files: dict[str, Iterable[Row]] = {
         "corpus": map(_document, world.passages),
         "base": rows.base(sizes, random.Random(f"base {seed}")),
@@ -113,13 +125,14 @@ def _document(passage: Passage) -> Row:
 class _ReadingRows:
     """Rows of the three stages that teach to read passages: as text, then as memories."""
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
+    def __init__(self, passages: Sequence[Passage], variant: DemoVariant) -> None:
         self._passages = passages
+        self._partners = PartnerMaker(passages) if variant == "multi-hop" else None
 
     def base(self, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
         for step in range(sizes.base_steps):
-            may_be_several = step >= _SINGLE_PASSAGE_SHARE * sizes.base_steps
-            several = may_be_several and rng.random() < _SEVERAL_PASSAGES_SHARE
+            may_be_several = step >= _SINGLE_PASSAGE_SHARE[sizes.variant] * sizes.base_steps
+            several = may_be_several and rng.random() < _SEVERAL_PASSAGES_SHARE[sizes.variant]
             for _ in range(sizes.batch_size):
                 row = self._several(rng, 2, 3) if several else self._single(rng)
                 if not several and rng.random() < _SUPERVISED_SHARE:
@@ -145,51 +158,67 @@ class _ReadingRows:
             return _row("paraphrase", [], passage.paraphrase(wording), [passage])
         if task < 0.6:
             return _row("answer", [WHO_QUESTION], passage.person.name, [passage])
-        return _row("answer", [_question(passage, rng)], passage.value, [passage])
+        return _row("answer", [_question((passage,), rng)], passage.value, [passage])
 
     def _several(self, rng: random.Random, at_least: int, at_most: int) -> Row:
-        """A question over some passages, one of which answers it."""
-        gold = pick(rng, self._passages)
-        passages = [gold]
+        """A question over some passages, one or two of which it takes to answer it."""
+        golds: Golds = (pick(rng, self._passages),)
+        if self._partners is not None and rng.random() < _TWO_FACTS_SHARE:
+            golds = self._partners.pair(golds[0], rng)
+        passages = list(golds)
         n = at_least + int(rng.random() * (at_most - at_least + 1))
         while len(passages) < n:
             other = pick(rng, self._passages)
             if other not in passages:
                 passages.append(other)
-        return _row("answer", [_question(gold, rng)], gold.value, shuffled(rng, passages))
+        return _row("answer", [_question(golds, rng)], compound_answer(golds), shuffled(rng, passages))
 
 
 def _row(data_type: str, questions: list[str], answer: str, passages: list[Passage]) -> Row:
     return {"data_type": data_type, "question": questions, "answers": [answer], "docs": [p.text for p in passages]}
 
 
-def _question(passage: Passage, rng: random.Random) -> str:
-    return passage.question(int(rng.random() * N_QUESTION_WORDINGS))
+def _question(golds: Golds, rng: random.Random) -> str:
+    return compound_question(golds, [_wording(rng) for _ in golds])
+
+
+def _wording(rng: random.Random) -> int:
+    return int(rng.random() * N_QUESTION_WORDINGS)
 
 
 def _joint_rows(world: DemoWorld, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
-    """Every question about every training person, once, with candidates about training people."""
+    """Every question about every training person, once, with candidates about training people.
+
+    In the multi-hop variant each of them is asked together with another one.
+    """
     candidates = CandidateMaker(world.train_passages)
+    partners = PartnerMaker(world.train_passages)
     questions = [(passage, i) for passage in world.train_passages for i in range(N_QUESTION_WORDINGS)]
     for gold, wording in shuffled(rng, questions):
-        drawn = candidates.draw(gold, sizes.n_candidates, rng)
+        golds: Golds = (gold,)
+        wordings = [wording]
+        if sizes.variant == "multi-hop":
+            golds, wordings = partners.pair(gold, rng), [wording, _wording(rng)]
+        drawn = candidates.draw(golds, sizes.n_candidates, rng)
         yield {
-            "question": gold.question(wording),
-            "answer": gold.value,
+            "question": compound_question(golds, wordings),
+            "answer": compound_answer(golds),
             "doc_ids": [p.doc_id for p in drawn],
-            "pos_index": [drawn.index(gold)],
+            "pos_index": [drawn.index(p) for p in golds],
         }
 
 
 def _evaluation_rows(world: DemoWorld, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
     """Questions about held-out people, each in one wording, with candidates from the whole corpus."""
     candidates = CandidateMaker(world.passages)
+    partners = PartnerMaker(world.held_out_passages)
     asked = shuffled(rng, world.held_out_passages)[: sizes.n_questions]
     for i, gold in enumerate(asked):
+        golds = partners.pair(gold, rng) if sizes.variant == "multi-hop" else (gold,)
         yield {
             "question_id": f"q{i:03}",
-            "question": _question(gold, rng),
-            "answer": gold.value,
-            "positives": [gold.doc_id],
-            "candidates": [p.doc_id for p in candidates.draw(gold, sizes.n_candidates, rng)],
+            "question": _question(golds, rng),
+            "answer": compound_answer(golds),
+            "positives": [p.doc_id for p in golds],
+            "candidates": [p.doc_id for p in candidates.draw(golds, sizes.n_candidates, rng)],
         }

@@ -125,6 +125,45 @@ def _passages_about(person: Person, rng: random.Random) -> list[Passage]:
     return passages
 
 
+Golds = tuple[Passage, ...]
+
+
+def compound_question(golds: Golds, wordings: Sequence[int]) -> str:
+    """One question that asks for every passage's fact, in order: "Where does Narbim live, and which pet ... keep?"."""
+    first, *others = (gold.question(wording) for gold, wording in zip(golds, wordings, strict=True))
+    parts = [first, *(f"{question[0].lower()}{question[1:]}" for question in others)]
+    return ", and ".join([*(part[:-1] for part in parts[:-1]), parts[-1]])
+
+
+def compound_answer(golds: Golds) -> str:
+    """The answer to `compound_question`: the values in the order of the question."""
+    return " and ".join(gold.value for gold in golds)
+
+
+class PartnerMaker:
+    """Gives a passage the second passage of a two-fact question: they share the person or the relation.
+
+    Args:
+        passages: What partners are drawn from: eight about each of at least two people.
+    """
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self._by_person: dict[str, list[Passage]] = {}
+        self._by_relation: dict[str, list[Passage]] = {}
+        for passage in passages:
+            self._by_person.setdefault(passage.person.name, []).append(passage)
+            self._by_relation.setdefault(passage.relation.noun, []).append(passage)
+
+    def pair(self, gold: Passage, rng: random.Random) -> Golds:
+        """The passage, and in half of the cases another one about the person, else one on it about somebody else."""
+        same_person = rng.random() < 0.5
+        among = self._by_person[gold.person.name] if same_person else self._by_relation[gold.relation.noun]
+        partner = gold
+        while partner is gold:
+            partner = pick(rng, among)
+        return gold, partner
+
+
 class CandidateMaker:
     """Draws the candidate documents of a question; neither the name alone nor the relation alone finds the right one.
 
@@ -149,16 +188,21 @@ class CandidateMaker:
         pieces = (gold.person.onset, gold.person.coda)
         return [p for piece in pieces for p in self._by_piece[piece, gold.relation.noun] if p is not gold]
 
-    def draw(self, gold: Passage, n: int, rng: random.Random) -> list[Passage]:
-        """Gold, the person's other passages, near names (up to half of the rest) and random ones; n distinct, shuffled.
+    def draw(self, golds: Golds, n: int, rng: random.Random) -> list[Passage]:
+        """The golds, their people's other passages, near names (up to half of the rest) and random ones.
+
+        Returns:
+            n distinct passages, shuffled; where n is small, a share of the people's passages.
 
         Raises:
             DataError: There are fewer than n passages.
         """
         if n > len(self._passages):
             raise DataError("more candidates than passages", got=n, expected=f"<= {len(self._passages)}")
-        chosen = [gold, *self.others_of_person(gold)][:n]
-        chosen += shuffled(rng, self.near_names(gold))[: (n - len(chosen)) // 2]
+        chosen = list(dict.fromkeys([*golds, *(p for gold in golds for p in self.others_of_person(gold))]))[:n]
+        near = [p for gold in golds for p in self.near_names(gold) if p not in golds]
+        chosen += shuffled(rng, near)[: (n - len(chosen)) // 2]
+        chosen = list(dict.fromkeys(chosen))
         taken = {p.doc_id for p in chosen}
         while len(chosen) < n:
             passage = pick(rng, self._passages)

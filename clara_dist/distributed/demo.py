@@ -27,7 +27,7 @@ from clara_dist.client import Client
 from clara_dist.config.http import AnswerReply
 from clara_dist.config.pipeline import PipelineConfig
 from clara_dist.config.serve import ServeConfig
-from clara_dist.data.demo_files import DemoSizes, write_demo
+from clara_dist.data.demo_files import DemoSizes, DemoVariant, write_demo
 from clara_dist.data.questions import EvalQuestion, read_questions
 from clara_dist.distributed import pipeline
 from clara_dist.distributed.evaluate_job import JOINT_ROW
@@ -41,6 +41,7 @@ from clara_dist.evaluation import score_answer
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 # The directory that the files in CONFIGS name; a demo elsewhere has it replaced.
 CONFIGURED_DIR = "demo-run"
+_CONFIG_FILES: dict[DemoVariant, str] = {"one-hop": "demo.yaml", "multi-hop": "demo-multi-hop.yaml"}
 N_ASKED = 40
 N_SHOWN = 5
 N_CLIENTS = 8
@@ -68,13 +69,20 @@ class Asked:
 
 
 def run_demo(
-    work_dir: str | Path, *, seed: int, resume: bool = False, keep_serving: bool = False, port: int | None = None
+    work_dir: str | Path,
+    *,
+    seed: int,
+    variant: DemoVariant = "one-hop",
+    resume: bool = False,
+    keep_serving: bool = False,
+    port: int | None = None,
 ) -> None:
     """Run the demo and print what it found.
 
     Args:
         work_dir: Everything is written there: data, models, store, report, ``results.json``.
         seed: Of the world and of all training.
+        variant: ``multi-hop`` asks for two facts at once, which takes two documents.
         resume: Skip the steps that are finished.
         keep_serving: Leave the server up at the end, until Ctrl-C.
         port: Of the server; None takes 8000, or a free one.
@@ -84,12 +92,12 @@ def run_demo(
     """
     work_dir = Path(work_dir)
     started = time.monotonic()
-    config = demo_config(work_dir, seed)
+    config = demo_config(work_dir, seed, variant)
     served = ServeConfig(
         model=config.evaluate.model, store=config.evaluate.store, top_k=config.evaluate.top_k, port=port or _free_port()
     )
     steps = [
-        Step("world", "write the demo world", lambda: _write_world(work_dir, config, seed)),
+        Step("world", "write the demo world", lambda: _write_world(work_dir, config, seed, variant)),
         *pipeline.steps(config, resume=resume),
     ]
     with PeakMemory() as memory, connect(num_cpus=pipeline.local_cpus(config)):
@@ -112,9 +120,9 @@ def run_demo(
     print(f'  {program} ask "{asked[0].question}"')
 
 
-def demo_config(work_dir: Path, seed: int) -> PipelineConfig:
-    """The pipeline of ``jobs/configs/demo.yaml``, in ``work_dir`` and with ``seed``."""
-    path = CONFIGS / "demo.yaml"
+def demo_config(work_dir: Path, seed: int, variant: DemoVariant = "one-hop") -> PipelineConfig:
+    """The pipeline of ``jobs/configs/demo.yaml`` (``demo-multi-hop.yaml``), in ``work_dir`` and with ``seed``."""
+    path = CONFIGS / _CONFIG_FILES[variant]
     if not path.is_file():
         raise ConfigError(
             "the demo's configuration is not there", got=f"no {path}", hint="run the demo from a clone of the project"
@@ -123,12 +131,12 @@ def demo_config(work_dir: Path, seed: int) -> PipelineConfig:
     return PipelineConfig.model_validate(tree)
 
 
-def _write_world(work_dir: Path, config: PipelineConfig, seed: int) -> None:
-    write_demo(work_dir / "data", seed, _sizes(config))
+def _write_world(work_dir: Path, config: PipelineConfig, seed: int, variant: DemoVariant) -> None:
+    write_demo(work_dir / "data", seed, demo_sizes(config, variant))
     (work_dir / "pipeline.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
 
-def _sizes(config: PipelineConfig) -> DemoSizes:
+def demo_sizes(config: PipelineConfig, variant: DemoVariant = "one-hop") -> DemoSizes:
     """Files as long as the stages that read them: their rows are a curriculum, in reading order."""
     stages = {stage.stage: stage for stage in (*config.prepare.stages, *config.joint.stages)}
     return DemoSizes(
@@ -137,6 +145,7 @@ def _sizes(config: PipelineConfig) -> DemoSizes:
         compression_steps=stages["compression"].steps,
         instruct_steps=stages["instruct"].steps,
         n_candidates=stages["joint"].candidates.n,
+        variant=variant,
     )
 
 

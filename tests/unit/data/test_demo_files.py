@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -167,3 +168,50 @@ def test_the_base_is_the_tiny_llama_of_the_recipe(tmp_path: Path) -> None:
     assert len(tokenizer) == config.vocab_size == 287
     assert [tokenizer.convert_ids_to_tokens(i) for i in range(5)] == list(SPECIALS)
     assert (tokenizer.unk_token, config.eos_token_id) == (UNK, tokenizer.eos_token_id)
+
+
+@pytest.fixture(scope="module")
+def multi_hop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoWorld]:
+    directory = tmp_path_factory.mktemp("multi-hop")
+    return directory, write_demo(directory, 3, dataclasses.replace(TINY, variant="multi-hop"))
+
+
+def test_multi_hop_is_the_same_world_with_other_questions(
+    demo: tuple[Path, DemoWorld], multi_hop: tuple[Path, DemoWorld], tmp_path: Path
+) -> None:
+    write_demo(tmp_path, 3, dataclasses.replace(TINY, variant="multi-hop"))
+    assert digest(tmp_path) == digest(multi_hop[0]) != digest(demo[0])
+    for name in ("corpus.jsonl", "compression.jsonl"):
+        assert (demo[0] / name).read_bytes() == (multi_hop[0] / name).read_bytes()
+
+
+def test_multi_hop_names_held_out_people_in_no_training_row(multi_hop: tuple[Path, DemoWorld]) -> None:
+    directory, world = multi_hop
+    for name in ("base", "compression", "instruct", "joint"):
+        text = (directory / f"{name}.jsonl").read_text(encoding="utf-8").lower()
+        assert not [person.name for person in world.people if person.held_out and person.name.lower() in text]
+
+
+def test_a_multi_hop_question_needs_both_of_its_passages(multi_hop: tuple[Path, DemoWorld]) -> None:
+    directory, world = multi_hop
+    passages = {p.doc_id: p for p in world.passages}
+    asked = [(q.question, q.answers[0], q.positives) for q in read_questions(str(directory / "questions.jsonl"))]
+    for e in read_examples(directory / "joint.jsonl", "joint"):
+        asked.append((e.question, e.answer, tuple(e.candidate_ids[i] for i in e.positives)))
+    for question, answer, positives in asked:
+        golds = [passages[doc_id] for doc_id in positives]
+        assert len({*positives}) == 2
+        # Each passage gives one of the answer's values, and is not about the other's person and relation.
+        assert sorted(answer.split(" and ")) == sorted(gold.value for gold in golds)
+        assert all(gold.value in gold.text and gold.person.name in question for gold in golds)
+        one, other = golds
+        assert (one.person is other.person) != (one.relation is other.relation)
+
+
+def test_most_rows_of_several_passages_ask_for_two(multi_hop: tuple[Path, DemoWorld]) -> None:
+    several = [row for row in rows(multi_hop[0], "instruct") if len(row["docs"]) > 1]
+    two = [row for row in several if " and " in row["answers"][0]]
+    # A row of one question may draw one passage, a row of two never.
+    assert 0.75 < len(two) / len(several) < 0.9
+    for row in two:
+        assert all(any(value in text for text in row["docs"]) for value in row["answers"][0].split(" and "))

@@ -10,7 +10,17 @@ import pytest
 
 from clara_dist.data.demo_language import CODAS, DECOYS, ONSETS, RELATIONS, WHO_QUESTION, as_sentence
 from clara_dist.data.demo_tokenizer import UNK, make_tokenizer
-from clara_dist.data.demo_world import N_WORDINGS, CandidateMaker, DemoWorld, Passage, Person
+from clara_dist.data.demo_world import (
+    N_QUESTION_WORDINGS,
+    N_WORDINGS,
+    CandidateMaker,
+    DemoWorld,
+    PartnerMaker,
+    Passage,
+    Person,
+    compound_answer,
+    compound_question,
+)
 from clara_dist.errors import DataError
 
 LITERAL = N_WORDINGS - 1
@@ -120,7 +130,7 @@ def test_word_overlap_finds_the_person_and_misses_the_passage(world: DemoWorld) 
 def test_candidates_are_gold_the_same_person_near_names_and_others(world: DemoWorld) -> None:
     maker = CandidateMaker(world.passages)
     for gold in world.held_out_passages[:50]:
-        drawn = maker.draw(gold, 20, random.Random(gold.doc_id))
+        drawn = maker.draw((gold,), 20, random.Random(gold.doc_id))
         assert len({p.doc_id for p in drawn}) == 20
         assert gold in drawn
         same_person = [p for p in drawn if p.person is gold.person]
@@ -133,8 +143,45 @@ def test_candidates_are_gold_the_same_person_near_names_and_others(world: DemoWo
             and (p.person.onset == gold.person.onset or p.person.coda == gold.person.coda)
         ]
         assert len(near) >= 6
-    places = Counter(maker.draw(gold, 20, random.Random(i)).index(gold) for i, gold in enumerate(world.passages))
+    places = Counter(maker.draw((gold,), 20, random.Random(i)).index(gold) for i, gold in enumerate(world.passages))
     # The place of the right document tells nothing: 224 at each of 20 places, a standard deviation is 15.
     assert all(abs(places[i] - 224) < 5 * 15 for i in range(20))
     with pytest.raises(DataError, match="more candidates"):
-        CandidateMaker(world.passages[:8]).draw(world.passages[0], 9, random.Random(0))
+        CandidateMaker(world.passages[:8]).draw((world.passages[0],), 9, random.Random(0))
+
+
+def test_partners_share_the_person_or_the_relation(world: DemoWorld) -> None:
+    partners = PartnerMaker(world.held_out_passages)
+    pairs = [partners.pair(gold, random.Random(gold.doc_id)) for gold in world.held_out_passages]
+    for gold, partner in pairs:
+        assert partner.person.held_out
+        assert (partner.person is gold.person) != (partner.relation is gold.relation)
+    # 640 draws at one half: a standard deviation is 12.6.
+    assert abs(sum(gold.person is partner.person for gold, partner in pairs) - 320) < 5 * 12.6
+
+
+def test_a_compound_question_asks_for_both_facts_in_order(world: DemoWorld) -> None:
+    tokenizer = make_tokenizer()
+    partners = PartnerMaker(world.train_passages)
+    one, other = partners.pair(world.train_passages[0], random.Random(0))
+    for wordings in itertools.product(range(N_QUESTION_WORDINGS), repeat=2):
+        text = compound_question((one, other), wordings)
+        first, second = text.split(", and ")
+        assert one.question(wordings[0])[:-1] == first
+        assert other.question(wordings[1])[1:] == second[1:]
+        assert UNK not in tokenizer.encode(text).tokens
+    assert compound_answer((one, other)) == f"{one.value} and {other.value}"
+    assert compound_question((one,), [2]) == one.question(2)
+    assert compound_answer((one,)) == one.value
+
+
+def test_candidates_of_two_facts_hold_both_and_the_passages_of_both_people(world: DemoWorld) -> None:
+    maker, partners = CandidateMaker(world.passages), PartnerMaker(world.passages)
+    for gold in world.held_out_passages[:50]:
+        rng = random.Random(gold.doc_id)
+        pair = partners.pair(gold, rng)
+        drawn = maker.draw(pair, 20, rng)
+        assert len({p.doc_id for p in drawn}) == 20
+        assert set(pair) <= set(drawn)
+        people = {p.person.name for p in pair}
+        assert sum(p.person.name in people for p in drawn) >= 8 * len(people)

@@ -35,10 +35,18 @@ def test_a_relative_directory_stays_as_it_is_named() -> None:
 
 
 def test_files_last_as_long_as_the_stages() -> None:
-    assert demo._sizes(demo.demo_config(Path("x"), seed=1)) == DemoSizes()
+    assert demo.demo_sizes(demo.demo_config(Path("x"), seed=1)) == DemoSizes()
 
 
 def test_held_out_people_are_not_candidates() -> None:
     config = demo.demo_config(Path("x"), seed=1)
     assert config.joint.stages[0].candidates.where == {"split": ("train",)}
     assert config.compress.metadata_columns["split"] == "string"
+
+
+def test_the_multi_hop_variant_reads_two_documents_an_answer() -> None:
+    config = demo.demo_config(Path("x"), seed=7, variant="multi-hop")
+    (stage,) = config.joint.stages
+    assert (stage.top_k, stage.random_slots, config.evaluate.top_k) == (2, False, 2)
+    sizes = demo.demo_sizes(config, "multi-hop")
+    assert (sizes.variant, sizes.base_steps) == ("multi-hop", config.prepare.stages[0].steps)
