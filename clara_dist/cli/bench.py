@@ -128,3 +128,23 @@ def bench_candidates(
 
     print(run_bench(seeds or [4], work_dir, output, overrides or ()))
     print(f"figures: {output}")
+
+
+@bench_app.command("multi-hop")
+def bench_multi_hop(
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-multi-hop.json"),
+    work_dir: Annotated[Path, typer.Option(help="Takes the runs; finished ones are not done again.")] = Path(
+        "multi-hop-run"
+    ),
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Of world and training; repeat it.")] = None,
+) -> None:
+    """Estimators where an answer takes two documents: the demo's multi-hop variant, measured over the whole corpus.
+
+    \b
+    Example:
+      clara-dist bench multi-hop --seed 11 --seed 12
+    """
+    from clara_dist.bench.multi_hop import MultiHopBench, run_bench
+
+    print(run_bench(MultiHopBench(work_dir=work_dir, seeds=tuple(seeds or [11, 12])), output))
+    print(f"figures: {output}")

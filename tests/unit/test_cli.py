@@ -26,6 +26,7 @@ COMMANDS = [
     "bench compress",
     "bench estimators",
     "bench joint",
+    "bench multi-hop",
     "data check",
     "data convert",
     "train",
