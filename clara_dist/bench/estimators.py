@@ -24,6 +24,10 @@ _RUNS: tuple[tuple[int, Estimator], ...] = (
     (5, "sequential"),
     (5, "leave_own_out"),
 )
+# Half the rate of the demo's single slot. With leave_own_out nothing holds a gold document up once it is read and the
+# loss is low; at the full rate the scores of a whole kind of question then drift off between steps 80 and 180, and
+# are not always found again.
+_SEVERAL_SLOTS = ("optimizer.lr=0.001",)
 _COLUMNS = ("R@1", "R@3", "R@5", "EM@1", "EM@K")
 
 
@@ -58,10 +62,9 @@ def _seed(settings: EstimatorBench, seed: int) -> dict[str, Any]:
     runs = []
     for k, estimator in _RUNS:
         print(f"seed {seed}: joint stage with K = {k}, {estimator}", flush=True)
-        scores = demo_runs.train_and_score(
-            config, _run_dir(config, k, estimator), [f"top_k={k}", f"estimator={estimator}"]
-        )
-        runs.append({"k": k, "estimator": estimator} | scores)
+        overrides = [f"top_k={k}", f"estimator={estimator}", *(_SEVERAL_SLOTS if k > 1 else ())]
+        scores = demo_runs.train_and_score(config, _run_dir(config, k, estimator), overrides)
+        runs.append({"k": k, "estimator": estimator, "settings": overrides} | scores)
     diagnosed = list(_diagnoses(config, settings.n_diagnosed)) if settings.n_diagnosed else []
     return {"runs": runs, "diagnoses": diagnosed}
 
