@@ -13,8 +13,7 @@ from clara_dist.bench.machine import describe_machine
 from clara_dist.config.pipeline import PipelineConfig
 from clara_dist.core import Estimator
 from clara_dist.data.demo_files import write_demo
-from clara_dist.data.examples import read_examples
-from clara_dist.evaluation.selection_diagnosis import diagnose_model
+from clara_dist.evaluation.selection_diagnosis import diagnose_model, first_examples
 
 # With one slot the estimators are the same.
 _RUNS: tuple[tuple[int, Estimator], ...] = (
@@ -73,7 +72,7 @@ def _diagnoses(config: PipelineConfig, n: int) -> Iterator[dict[str, Any]]:
     """Swap tables of the joint stage's start, of the retriever that K = 1 made, and of each run with more slots."""
     (stage,) = config.joint.stages
     assert stage.store is not None, "a joint stage has one"
-    examples = read_examples(stage.data, "joint")[:n]
+    examples = first_examples(stage.data, n)
     retriever = demo_runs.model_dir(_run_dir(config, 1, "sequential"))
     for k in (3, 5):
         models = {"instruct": Path(config.compress.model), "K = 1": retriever}

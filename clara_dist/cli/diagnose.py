@@ -50,11 +50,10 @@ def diagnose_selection(
     """
     import json
 
-    from clara_dist.data.examples import read_examples
     from clara_dist.distributed.progress import Progress
-    from clara_dist.evaluation.selection_diagnosis import diagnose_model
+    from clara_dist.evaluation.selection_diagnosis import diagnose_model, first_examples
 
-    rows = read_examples(data, "joint")[:examples]
+    rows = first_examples(data, examples)
     diagnosis = diagnose_model(
         model,
         store,

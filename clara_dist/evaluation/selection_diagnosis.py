@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clara_dist.core import cosine_scores
-from clara_dist.data.examples import Example
+from clara_dist.data.examples import Example, iter_example_rows
 from clara_dist.evaluation.rankers import QueryEncoder, known_rows
 from clara_dist.evaluation.selection_report import SelectionDiagnosis, summarize
 from clara_dist.evaluation.swaps import measure_swaps
@@ -31,6 +32,16 @@ class AnswerLoss(Protocol):
     """Losses ``[B]`` of known answers, such as `clara_dist.inference.answer_loss.AnswerLoss`."""
 
     def __call__(self, questions: Sequence[str], answers: Sequence[str], memory_BKMD: Tensor) -> Tensor: ...
+
+
+def first_examples(data: str, n: int) -> list[Example]:
+    """The first n examples of the joint stage's data; no more of it is read.
+
+    Raises:
+        DataError: The data cannot be read, or one of these rows is bad.
+    """
+    rows = (row for _, row in iter_example_rows(data, "joint") if row is not None)
+    return list(islice((example for row in rows for example in row.examples()), n))
 
 
 def diagnose_model(
