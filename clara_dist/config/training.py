@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from clara_dist.config.base import Config
+from clara_dist.config.deepspeed import conflicts, read_deepspeed_json, stated_fields
 from clara_dist.config.model import Attention, ClaraConfig, Dtype
 
 StageName = Literal["base", "compression", "instruct", "joint"]
@@ -16,30 +17,85 @@ DataFormat = Literal["auto", "clara", "hotpotqa", "2wiki", "musique", "dpr"]
 
 
 class OptimizerConfig(Config):
-    """AdamW, or Muon on hidden matrices with AdamW on the rest (only sensible for full training, the base stage)."""
+    """AdamW, or Muon on hidden matrices with AdamW on the rest (only sensible for full training, the base stage).
+
+    Attributes:
+        lr: The peak. The warm-up rises to it linearly, the schedule falls to ``min_lr_ratio`` of it at the last step.
+        lr_by_role: Another peak for some of what is trained: ``{query_reasoner: 1e-4, memory_embeddings: 1e-3}``.
+        warmup_steps: Length of the warm-up; None means ``warmup_ratio`` of the stage's steps.
+        clip_norm: Gradients are scaled down to this norm, taken over all roles.
+    """
 
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
+    lr_by_role: dict[str, float] = Field(default_factory=dict)
     adamw_lr: float = Field(2e-3, gt=0, description="with muon: learning rate of embeddings, norms and the head")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_steps: int | None = Field(None, ge=0)
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     clip_norm: float = Field(1.0, gt=0)
 
+    @model_validator(mode="after")
+    def _rates_fit(self) -> OptimizerConfig:
+        if any(rate <= 0 for rate in self.lr_by_role.values()):
+            raise ValueError(
+                f"lr_by_role: {self.lr_by_role} has a rate that is not above 0; a role is frozen by stages"
+            )
+        if self.lr_by_role and self.name == "muon":
+            raise ValueError("lr_by_role is for adamw; muon has lr and adamw_lr")
+        return self
+
+    def n_warmup(self, n_steps: int) -> int:
+        """Steps of the warm-up in a stage of ``n_steps``."""
+        return round(self.warmup_ratio * n_steps) if self.warmup_steps is None else self.warmup_steps
+
 
 class EngineConfig(Config):
-    """What runs the step. ``deepspeed_json`` is merged over the DeepSpeed configuration that is made from the rest.
+    """What runs the step.
 
-    ``attn_implementation`` None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
+    Attributes:
+        kind: ``deepspeed``, or plain ``torch`` data parallelism, which shards and offloads nothing.
+        zero_stage: DeepSpeed's: 0 shards nothing over the workers, 1 the optimiser's state, 2 gradients too, 3 weights
+            too, the frozen base included.
+        offload: What lives in CPU memory: the ``optimizer``'s state (from ZeRO 1), or ``all`` weights too (ZeRO 3).
+        dtype: What is computed in. The trained weights have an fp32 master copy always. float16 scales the loss
+            dynamically, and skips a step whose gradient overflows.
+        attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
+        deepspeed_json: Any DeepSpeed configuration, or the path of its file, which is read here; ``"auto"`` means ours.
+            What it says of a field above sets that field. It may not contradict a field that is set, nor the stage.
     """
 
     kind: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "all"] = "none"
     dtype: Dtype = "float32"
     attn_implementation: Attention | None = None
     gradient_checkpointing: bool = False
     deepspeed_json: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_from_json(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not data.get("deepspeed_json"):
+            return data
+        settings = read_deepspeed_json(data["deepspeed_json"])
+        data = data | {"deepspeed_json": settings}
+        for field, (key, value) in stated_fields(settings).items():
+            if data.setdefault(field, value) != value:
+                raise ValueError(f"deepspeed_json: {key} means {field} = {value}, but {field} is set to {data[field]}")
+        return data
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> EngineConfig:
+        if self.kind == "torch" and (self.zero_stage or self.offload != "none" or self.deepspeed_json):
+            raise ValueError("zero_stage, offload and deepspeed_json need kind = deepspeed")
+        needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(f"offload = {self.offload} needs zero_stage {needed} or more, not {self.zero_stage}")
+        return self
 
 
 class CandidateConfig(Config):
@@ -166,4 +222,20 @@ class TrainConfig(Config):
                     f"stage {stage.stage}: batch_size {stage.batch_size} is not divisible by "
                     f"workers x gradient_accumulation = {parts}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_json_agrees(self) -> TrainConfig:
+        for stage in self.stages:
+            found = conflicts(
+                (stage.engine or self.engine).deepspeed_json,
+                batch_size=stage.batch_size,
+                accumulation=stage.gradient_accumulation,
+                workers=self.workers,
+                steps=stage.steps,
+                optimizer=stage.optimizer,
+            )
+            if found:
+                hint = "change one of them, or write auto into the JSON"
+                raise ValueError(f"stage {stage.stage}: deepspeed_json contradicts it: {'; '.join(found)} ({hint})")
         return self

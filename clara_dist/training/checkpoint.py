@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,7 +29,7 @@ from clara_dist.errors import CheckpointError
 from clara_dist.store import files
 from clara_dist.store.storage import Storage
 from clara_dist.training.collectives import Group
-from clara_dist.training.engine import EngineState
+from clara_dist.training.engine import EngineState, LossScale
 
 FORMAT_VERSION = 2
 _STEP = re.compile(r"step-(\d{8})\.")
@@ -105,6 +105,7 @@ class CheckpointFolder:
             "step": checkpoint.step,
             "settings": checkpoint.settings,
             "metrics": checkpoint.metrics,
+            "loss_scale": asdict(scale) if (scale := checkpoint.engine.loss_scale) else None,
             "sha256": checksums,
         }
         text = json.dumps(head, indent=2) + "\n"
@@ -137,7 +138,8 @@ class CheckpointFolder:
         for key, tensor in flat.items():
             name, _, state = key.rpartition("/")
             states[name][state] = tensor
-        return Checkpoint(step, head["settings"], EngineState(weights, states), rng, head["metrics"])
+        loss_scale = LossScale(**scale) if (scale := head["loss_scale"]) else None
+        return Checkpoint(step, head["settings"], EngineState(weights, states, loss_scale), rng, head["metrics"])
 
     def newest(self, tell: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is intact, or None if there is none at all.

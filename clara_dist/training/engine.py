@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from clara_dist.config.model import Dtype
 from clara_dist.config.training import EngineConfig, OptimizerConfig
 from clara_dist.training.batches import Batch, Totals
 from clara_dist.training.collectives import Group
@@ -32,16 +34,31 @@ class Trainee:
 
 
 @dataclass(frozen=True)
+class LossScale:
+    """Where the dynamic loss scaling of float16 is.
+
+    Attributes:
+        good_steps: Steps without overflow since the scale was changed.
+    """
+
+    scale: float
+    good_steps: int
+
+
+@dataclass(frozen=True)
 class EngineState:
     """Everything an engine would need to go on, independent of engine, ZeRO stage and number of workers.
 
     Attributes:
         weights: fp32, on the CPU, by parameter name.
-        optimizer: By parameter name, then by the optimiser's own name of the state (``exp_avg`` ..); ``step`` included.
+        optimizer: By parameter name, then by the optimiser's own name of the state (``exp_avg`` ..); ``step`` included;
+            empty for a parameter while every step of float16 has overflowed.
+        loss_scale: In float16 only.
     """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, dict[str, Tensor]]
+    loss_scale: LossScale | None = None
 
 
 class Engine(Protocol):
@@ -54,7 +71,10 @@ class Engine(Protocol):
         """L2 norm of the accumulated gradient per role, before clipping; between the last micro-batch and `update`."""
 
     def update(self, lr_factor: float) -> float:
-        """Clip, step at ``lr_factor`` of the peak rates, forget the gradient; returns its norm before clipping."""
+        """Clip, step at ``lr_factor`` of the peak rates, forget the gradient; returns its norm before clipping.
+
+        In float16 a norm that is not finite means that the step was skipped and the loss scale lowered.
+        """
 
     def state(self) -> EngineState:
         """The whole state, gathered; complete on rank 0."""
@@ -77,6 +97,11 @@ def build_engine(
     from clara_dist.training.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(trainee, config, optimizer, accumulation, group)
+
+
+def half_precision(device: torch.device, dtype: Dtype) -> torch.autocast:
+    """Autocast to a 16-bit type; in float32 it does nothing. Trained weights stay float32 beside it."""
+    return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
 
 def role_norms(trainee: Trainee, gradients: Mapping[str, Tensor | None]) -> dict[str, float]:
