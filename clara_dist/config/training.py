@@ -112,6 +112,25 @@ class CandidateConfig(Config):
     where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
+class EvaluationDuringTraining(Config):
+    """Held-out examples that a stage measures while it trains: ``eval/loss``, ``eval/recall@k``, ``eval/exact_match``.
+
+    Attributes:
+        data: As a stage's ``data``, and in its ``format``.
+        every: Steps between evaluations. The start (step 0) and the end are evaluated too.
+        n_examples: So many of them, evenly spread over the data; None: all.
+        batch_size: Examples of one forward pass of a worker.
+        candidates: Joint stage: choose among the examples' own lists (``given``), or search the store as training does
+            (``corpus``). None: ``corpus`` where training knows no lists, else ``given``.
+    """
+
+    data: str
+    every: int = Field(100, ge=1)
+    n_examples: int | None = Field(256, ge=1)
+    batch_size: int = Field(16, ge=1)
+    candidates: Literal["given", "corpus"] | None = None
+
+
 class StageConfig(Config):
     """One stage.
 
@@ -156,6 +175,7 @@ class StageConfig(Config):
     estimator: EstimatorName | None = None
     random_slots: bool = True
     candidates: CandidateConfig = CandidateConfig()
+    evaluation: EvaluationDuringTraining | None = None
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -176,6 +196,15 @@ class StageConfig(Config):
         if self.stage == "joint" and self.candidates.source != "given" and self.candidates.n < self.top_k:
             raise ValueError(f"candidates.n {self.candidates.n} is less than top_k {self.top_k}")
         return self
+
+    @property
+    def held_out(self) -> StageConfig | None:
+        """The stage as its evaluation reads it: held-out data, and candidates of one source."""
+        if self.evaluation is None:
+            return None
+        source = self.evaluation.candidates or ("corpus" if self.candidates.source == "corpus" else "given")
+        candidates = self.candidates.model_copy(update={"source": source})
+        return self.model_copy(update={"data": self.evaluation.data, "candidates": candidates})
 
     @property
     def resolved_estimator(self) -> EstimatorName:

@@ -389,6 +389,12 @@ class ClaraModel(nn.Module):
         flat = embeds_BLD.reshape(-1, d).index_copy(0, memory_index_S, memory_TMD.reshape(-1, d).to(embeds_BLD.dtype))
         return flat.view_as(embeds_BLD)
 
+    def answer_logits(self, batch: PromptBatch, memory_TMD: Tensor | None) -> Tensor:
+        """Logits ``[P, V]`` that predict the supervised tokens; arguments as of `answer_nll`."""
+        with self.role("generator"):
+            hidden_BLD = self.body(self.splice(batch.input_ids_BL, batch.memory_index_S, memory_TMD))
+        return self.logits(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.predict_index_P])
+
     def answer_nll(self, batch: PromptBatch, memory_TMD: Tensor | None) -> Tensor:
         """Negative log-likelihood ``[P]``, fp32, of the supervised tokens.
 
@@ -397,7 +403,4 @@ class ClaraModel(nn.Module):
             memory_TMD: The T memories of all rows' slots, row-major (T = sum of k over rows); None without slots.
                 Gradients flow into it.
         """
-        with self.role("generator"):
-            hidden_BLD = self.body(self.splice(batch.input_ids_BL, batch.memory_index_S, memory_TMD))
-        predicting_PD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.predict_index_P]
-        return token_nll(self.logits(predicting_PD), batch.labels_P)
+        return token_nll(self.answer_logits(batch, memory_TMD), batch.labels_P)

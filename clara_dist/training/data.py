@@ -24,6 +24,11 @@ def data_folder(run_dir: str, key: str) -> str:
     return files.join(run_dir, key, "data")
 
 
+def held_out_folder(run_dir: str, key: str) -> str:
+    """Where the prepared examples of a stage's evaluation are."""
+    return files.join(run_dir, key, "held-out")
+
+
 def stage_lengths(stage: StageConfig, tokenizer: ClaraTokenizer | None) -> DataLengths:
     """Read, check and measure a stage's data, and write nothing.
 
@@ -70,6 +75,8 @@ def prepare_run(config: TrainConfig, report: Callable[[str], None]) -> None:
         if directory.finished(key) is None:
             examples = prepare_stage(stage, data_folder(config.run_dir, key), tokenizer)
             report(f"stage {key}: {summary(stage, DataLengths.from_report(examples.report))}")
+            if stage.held_out is not None:
+                prepare_stage(stage.held_out, held_out_folder(config.run_dir, key), tokenizer)
 
 
 def prepare_stage(stage: StageConfig, folder: str, tokenizer: ClaraTokenizer | None) -> PreparedExamples:

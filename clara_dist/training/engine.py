@@ -67,6 +67,9 @@ class Engine(Protocol):
     def accumulate(self, batch: Batch, totals: Totals, *, last: bool) -> StepOutput:
         """Add the gradient of a micro-batch; after the last one of a step, add up over all workers."""
 
+    def evaluate(self, batch: Batch, totals: Totals) -> StepOutput:
+        """The forward pass alone: no gradient, no dropout, and nothing that the next step would notice."""
+
     def gradient_norms(self) -> dict[str, float]:
         """L2 norm of the accumulated gradient per role, before clipping; between the last micro-batch and `update`."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
+import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -14,7 +17,9 @@ from clara_dist.errors import ConfigError
 
 LOG_FILE = "log.jsonl"
 GRADIENT_NORM = "grad_norm/"
+_CURVES = {"answer_loss", "mse", "score_margin", "gold_margin", "candidates", "examples_per_s", "memory_gib"}
 Tracker = Literal["tensorboard", "wandb", "none"]
+Kind = Literal["train", "eval"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Progress:
         step: Optimiser steps done; None for a plain message.
         n_steps: Steps of the stage.
         metrics: Numbers of a step report, by name.
+        kind: ``train``: means over the steps since the last report. ``eval``: of held-out examples, after this step.
     """
 
     text: str
@@ -34,6 +40,7 @@ class Progress:
     step: int | None = None
     n_steps: int | None = None
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    kind: Kind = "train"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -46,16 +53,20 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def step_report(stage: str, step: int, n_steps: int, metrics: Mapping[str, float]) -> Progress:
-    """A step report with its line: ``joint 30/120  loss 1.23  recall@1 0.52 ..  |grad| query_reasoner 0.4 ..``."""
-    fields = [f"{name} {_short(value)}" for name, value in metrics.items() if not name.startswith(GRADIENT_NORM)]
+def step_report(stage: str, step: int, n_steps: int, metrics: Mapping[str, float], kind: Kind = "train") -> Progress:
+    """A report with its line: ``joint 30/120  loss 1.23  recall@1 0.52 ..  |grad| query_reasoner 0.4 ..``.
+
+    The line leaves out what is only worth a curve.
+    """
+    fields = [f"{name} {_short(value)}" for name, value in metrics.items() if "/" not in name and name not in _CURVES]
     norms = [
         f"{name.removeprefix(GRADIENT_NORM)} {_short(value)}"
         for name, value in metrics.items()
         if name.startswith(GRADIENT_NORM)
     ]
-    text = "  ".join([f"{stage} {step}/{n_steps}", *fields, f"|grad| {', '.join(norms)}"])
-    return Progress(text, stage, step, n_steps, dict(metrics))
+    head = f"{stage} {step}/{n_steps}" + ("  held out:" if kind == "eval" else "")
+    text = "  ".join([head, *fields, *([f"|grad| {', '.join(norms)}"] if norms else [])])
+    return Progress(text, stage, step, n_steps, dict(metrics), kind)
 
 
 def _short(value: float) -> str:
@@ -63,25 +74,56 @@ def _short(value: float) -> str:
 
 
 class ConsoleProgress:
-    """Writes events as lines; on a terminal, the line of the last step renews itself.
+    """Writes events as lines, steps with the time that is left.
+
+    On a terminal the line of the last step renews itself. Elsewhere a stage's first and last step get lines, and others
+    from time to time; evaluations and messages always.
 
     Args:
         stream: Where to write; stderr, so that results alone go to stdout.
+        every_s: Shortest time between two lines of steps where there is no terminal.
+        clock: Seconds, monotonic.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
+        self._every_s = every_s
+        self._clock = clock
+        # The stage, the step and the time that rates count from, and when the last line of a step was written.
+        self._from: tuple[str | None, int, float] = None, 0, 0.0
+        self._last = float("-inf")
 
     def __call__(self, progress: Progress) -> None:
-        if not self._is_terminal:
-            self._stream.write(progress.text + "\n")
-        else:
+        is_step = progress.step is not None and progress.kind == "train"
+        left = self._left(progress) if is_step else ""
+        stays = not is_step or progress.step == progress.n_steps
+        if self._is_terminal:
             # A line that wraps could not be renewed.
-            text = progress.text[: shutil.get_terminal_size().columns - 1] if progress.step else progress.text
-            stays = progress.step is None or progress.step == progress.n_steps
+            width = shutil.get_terminal_size().columns - 1 - len(left)
+            text = progress.text[:width] + left if is_step else progress.text
             self._stream.write(f"\r\x1b[K{text}" + ("\n" if stays else ""))
+        elif stays or self._clock() - self._last >= self._every_s:
+            self._stream.write(progress.text + left + "\n")
+            self._last = self._clock() if is_step else self._last
         self._stream.flush()
+
+    def _left(self, progress: Progress) -> str:
+        """`` 0:12:30 left``, by the speed since this stage's first report here; empty where it is not known."""
+        assert progress.step is not None, "it is a report"
+        assert progress.n_steps is not None, "it is a report"
+        stage, step, at = self._from
+        now = self._clock()
+        if progress.stage != stage or progress.step <= step:
+            # Another stage, or the workers went back to a checkpoint: what was measured is no more the speed.
+            self._from, self._last = (progress.stage, progress.step, now), float("-inf")
+            return ""
+        if progress.step == progress.n_steps:
+            return ""
+        seconds = (now - at) / (progress.step - step) * (progress.n_steps - progress.step)
+        return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
 
 class RunLog:
@@ -90,10 +132,22 @@ class RunLog:
     Args:
         run_dir: ``log.jsonl`` there gets every event; a driver on another machine follows the run by reading it.
         active: False on all ranks but the first.
-        tracker: Where step reports go besides; each stage is a run of its own there, with metrics ``train/*``.
+        tracker: Where reports go besides, as ``train/*`` and ``eval/*`` against the step. Each stage is a run of its
+            own there and counts its own steps from 0: another stage has another loss.
+        on_progress: Gets every event.
+        name: Of the run in W&B; None: the directory's.
     """
 
-    def __init__(self, run_dir: Path, *, active: bool, tracker: Tracker, on_progress: OnProgress | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        active: bool,
+        tracker: Tracker,
+        on_progress: OnProgress | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._name = name or run_dir.name
         self._active = active
         self._run_dir = run_dir
         self._tracker = tracker if active else "none"
@@ -112,16 +166,25 @@ class RunLog:
 
             self._sink = SummaryWriter(str(self._run_dir / stage / "tensorboard"), purge_step=start + 1)
         elif self._tracker == "wandb":
-            self._sink = _wandb_run(self._run_dir, stage, settings)
+            self._sink = _wandb_run(self._name, self._run_dir, stage, settings)
 
     def step(self, stage: str, step: int, n_steps: int, metrics: Mapping[str, float]) -> None:
-        self._emit(step_report(stage, step, n_steps, metrics))
-        if self._tracker == "tensorboard":
-            for name, value in metrics.items():
-                self._sink.add_scalar(f"train/{name}", value, global_step=step)
-            self._sink.flush()
-        elif self._tracker == "wandb":
-            self._sink.log({f"train/{name}": value for name, value in metrics.items()}, step=step)
+        self._report(step_report(stage, step, n_steps, metrics))
+
+    def evaluation(self, stage: str, step: int, n_steps: int, metrics: Mapping[str, float]) -> None:
+        self._report(step_report(stage, step, n_steps, metrics, "eval"))
+
+    def _report(self, progress: Progress) -> None:
+        self._emit(progress)
+        if self._sink is None:
+            return
+        scalars = {f"{progress.kind}/{name}": value for name, value in progress.metrics.items()}
+        if self._tracker == "wandb":
+            self._sink.log({"global_step": progress.step, **scalars})
+            return
+        for name, value in scalars.items():
+            self._sink.add_scalar(name, value, global_step=progress.step)
+        self._sink.flush()
 
     def close(self) -> None:
         if self._sink is not None:
@@ -137,9 +200,19 @@ class RunLog:
             self._on_progress(progress)
 
 
-def _wandb_run(run_dir: Path, stage: str, settings: Mapping[str, Any]) -> Any:
+def _wandb_run(run: str, run_dir: Path, stage: str, settings: Mapping[str, Any]) -> Any:
     try:
         import wandb
     except ImportError as error:
         raise ConfigError("tracker = wandb needs the wandb package", hint="pip install 'clara-dist[wandb]'") from error
-    return wandb.init(project="clara-dist", name=f"{run_dir.name}-{stage}", dir=str(run_dir), config=dict(settings))
+    sink = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "clara-dist"),
+        group=run,
+        name=f"{run}-{stage}",
+        dir=str(run_dir),
+        config=dict(settings),
+    )
+    # W&B's own step counts calls; a resumed run and two reports of one step need ours.
+    sink.define_metric("global_step")
+    sink.define_metric("*", step_metric="global_step")
+    return sink

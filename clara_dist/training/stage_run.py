@@ -19,21 +19,30 @@ from clara_dist.data.prepared import open_examples
 from clara_dist.errors import CheckpointError, TrainingError
 from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.training import checkpoint as checkpoints
+from clara_dist.training.alarms import GradientAlarm
 from clara_dist.training.background import BackgroundWriter
 from clara_dist.training.batches import Batch, Totals, plan_step
 from clara_dist.training.collectives import Group
-from clara_dist.training.data import data_folder
+from clara_dist.training.data import data_folder, held_out_folder
 from clara_dist.training.engine import Engine, build_engine
+from clara_dist.training.held_out import HeldOut
 from clara_dist.training.metrics import Interval
 from clara_dist.training.optimizer import lr_factor
 from clara_dist.training.progress import GRADIENT_NORM, RunLog
 from clara_dist.training.run_directory import RunDirectory
 from clara_dist.training.stages import BuiltStage, build_stage
-from clara_dist.training.steps import StepOutput
 
 # What a resumed run may do differently: where things are, how often it reports, what runs the step.
 _FREE = {"data", "base_dir", "output", "store", "log_every", "engine"}
-_FREE |= {"checkpoint_every", "keep_checkpoints", "keep_best", "best_metric", "best_mode", "load_best_at_end"}
+_FREE |= {
+    "evaluation",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_best",
+    "best_metric",
+    "best_mode",
+    "load_best_at_end",
+}
 
 
 @dataclass
@@ -47,7 +56,6 @@ class StageRun:
     group: Group
     log: RunLog
     searcher: ShardedSearcher | None = None
-    _warned: set[str] = field(default_factory=set)
     _writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     _evaluated: dict[int, dict[str, float]] = field(default_factory=dict)
 
@@ -112,32 +120,67 @@ class StageRun:
         start: int,
         settings: dict[str, Any],
     ) -> None:
-        stage, interval = self.stage, Interval()
+        stage, watch = self.stage, built.stopwatch
+        interval = Interval(self.group, watch, stage.batch_size, stage.top_k)
+        alarm = GradientAlarm(self.key, self.log.message, stage.temperature)
+        held_out = self._held_out(built)
+        if start == 0:
+            self._evaluate(held_out, engine, 0)
         for step in range(start, stage.steps):
             done = step + 1
+            watch.start("data")
             micro_batches = self._micro_batches(built, examples, order, step)
             totals = self._global_totals(micro_batches)
             outputs = [
                 engine.accumulate(batch.to(self.group.device), totals, last=i == len(micro_batches) - 1)
                 for i, batch in enumerate(micro_batches)
             ]
-            self._add(interval, outputs, totals, done)
+            interval.add(outputs, totals)
             reports = done == start + 1 or done % stage.log_every == 0 or done == stage.steps
+            watch.start("other")
             norms = engine.gradient_norms() if reports else {}
-            self._check_gradients(norms, done)
+            watch.start("update")
             factor = lr_factor(stage.optimizer, step, stage.steps)
             norm = engine.update(factor)
+            watch.start("other")
             if not math.isfinite(norm) and self.engine_config.dtype != "float16":
                 # float16 is different: its loss scaler skips such a step and tries a smaller scale.
                 raise TrainingError(f"stage {self.key}: the gradient is not finite at step {done}", got=norm)
             if reports:
-                metrics = interval.metrics(stage.top_k) | {"lr": stage.optimizer.lr * factor}
-                metrics |= {f"{GRADIENT_NORM}{role}": value for role, value in norms.items()}
-                self.log.step(self.key, done, stage.steps, metrics)
-                interval = Interval()
+                metrics = interval.report() | {"lr": stage.optimizer.lr * factor}
+                self._report(metrics, norms, done, alarm)
+            with watch.hold("evaluate"):
+                if stage.evaluation is not None and (done % stage.evaluation.every == 0 or done == stage.steps):
+                    self._evaluate(held_out, engine, done)
             if done % stage.checkpoint_every == 0 and done < stage.steps:
-                self._save_checkpoint(engine, done, settings)
+                with watch.hold("checkpoint"):
+                    self._save_checkpoint(engine, done, settings)
             self._beside(reports)
+
+    def _report(self, metrics: dict[str, float], norms: dict[str, float], done: int, alarm: GradientAlarm) -> None:
+        """Log a report; losses and gradients that no training comes back from end the run."""
+        self.log.step(
+            self.key, done, self.stage.steps, metrics | {f"{GRADIENT_NORM}{role}": n for role, n in norms.items()}
+        )
+        if not math.isfinite(metrics["loss"]):
+            raise TrainingError(
+                f"stage {self.key}: the loss is not finite at step {done}",
+                got=metrics["loss"],
+                hint="lower the learning rate, or look at the examples of this step",
+            )
+        alarm.check(done, norms, metrics)
+
+    def _held_out(self, built: BuiltStage) -> HeldOut | None:
+        if self.stage.held_out is None:
+            return None
+        examples = open_examples(held_out_folder(self.directory.location, self.key))
+        return HeldOut(self.stage.held_out, examples, built.collate, self.group)
+
+    def _evaluate(self, held_out: HeldOut | None, engine: Engine, done: int) -> None:
+        if held_out is not None:
+            metrics = held_out.measure(engine)
+            self.log.evaluation(self.key, done, self.stage.steps, metrics)
+            self._evaluated[done] = {f"eval/{name}": value for name, value in metrics.items()}
 
     def _micro_batches(
         self, built: BuiltStage, examples: Sequence[Example], order: ExampleOrder, step: int
@@ -152,36 +195,6 @@ class StageRun:
     def _global_totals(self, micro_batches: Sequence[Batch]) -> Totals:
         counts = [astuple(batch.totals) for batch in micro_batches]
         return Totals(*self.group.sum([sum(column) for column in zip(*counts, strict=True)]))
-
-    def _add(self, interval: Interval, outputs: Sequence[StepOutput], totals: Totals, done: int) -> None:
-        """Sum the micro-batches of all workers; a loss that is not finite ends the run before it reaches a weight."""
-        names = ["loss", *outputs[0].shares]
-        parts = [{"loss": output.loss.detach(), **output.shares} for output in outputs]
-        local = [sum(float(part[name]) for part in parts) for name in names]
-        recalls = [recall for output in outputs for recall in output.recalls]
-        *losses, recall_sum, recall_count = self.group.sum([*local, sum(recalls), len(recalls)])
-        if not math.isfinite(losses[0]):
-            raise TrainingError(
-                f"stage {self.key}: the loss is not finite at step {done}",
-                got=losses[0],
-                hint="lower the learning rate, or look at the examples of this step",
-            )
-        means = dict(zip(names, losses, strict=True))
-        if totals.truncated:
-            means["truncated"] = totals.truncated / totals.documents
-        interval.add(means, recall_sum, recall_count, totals.tokens)
-
-    def _check_gradients(self, norms: dict[str, float], done: int) -> None:
-        """A role without any gradient is not being trained: an error in the first step, said once later on."""
-        dead = [role for role, norm in norms.items() if norm == 0.0]
-        if dead and done == 1:
-            raise TrainingError(
-                f"stage {self.key}: no gradient reaches {', '.join(dead)}",
-                hint="with a single candidate, or with one far ahead of the others, the choice teaches nothing",
-            )
-        for role in set(dead) - self._warned:
-            self._warned.add(role)
-            self.log.message(f"WARNING stage {self.key}: the gradient of {role} is exactly zero at step {done}")
 
     def _require_one_start(self, step: int, where: str) -> None:
         """All workers go on from one step: what they read may not be the same directory, or not the same damage."""

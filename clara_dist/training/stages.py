@@ -24,6 +24,7 @@ from clara_dist.training.batches import Collate
 from clara_dist.training.collate import CompressionCollator, JointCollator, TextCollator
 from clara_dist.training.engine import Trainee
 from clara_dist.training.steps import BaseStep, CompressionStep, JointStep
+from clara_dist.training.stopwatch import Stopwatch
 
 TRAINED_ROLES: dict[str, tuple[Role, ...]] = {
     "compression": ("compressor", "generator"),
@@ -40,12 +41,14 @@ class BuiltStage:
         trainee: What is trained.
         collate: From examples to its batches.
         settings: Identity of what it reads besides its examples; part of every checkpoint.
+        stopwatch: Of the step.
         save: Writes the stage's model directory, whole or not at all, with these trained weights; uses the module up.
     """
 
     trainee: Trainee
     collate: Collate
     settings: dict[str, Any]
+    stopwatch: Stopwatch
     save: Callable[[Path, Mapping[str, Tensor]], None]
 
 
@@ -108,6 +111,7 @@ def _base_stage(
         trainee,
         TextCollator(ClaraTokenizer(hf, source), _cuts_answers(stage)),
         {"base": model.config.to_diff_dict()},
+        step.stopwatch,
         save,
     )
 
@@ -163,7 +167,7 @@ def _clara_stage(
         clara.save_pretrained(path)
 
     trainee = Trainee(step, trained, lambda name: str(clara.role_of(name)))
-    return BuiltStage(trainee, collate, settings, save)
+    return BuiltStage(trainee, collate, settings, step.stopwatch, save)
 
 
 def _bank(
