@@ -6,7 +6,8 @@ every step. All workers of a run ask the same actors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,26 +64,33 @@ class AskActors:
             ) from error
 
 
-def start_searchers(config: TrainConfig, keys: Sequence[str]) -> dict[str, ShardedSearcher]:
-    """Start the search actors of a run, and wait until they have opened their shards.
-
-    They belong to the calling process, and end with it.
+@contextmanager
+def searching(config: TrainConfig, keys: Sequence[str]) -> Iterator[dict[str, ShardedSearcher]]:
+    """Search actors for the length of a ``with`` block; they end with the block, or with the process that is in it.
 
     Args:
         config: The run.
         keys: The keys of its stages.
 
-    Returns:
-        By stage key, the searchers of the stages that search the store; none if ``search_actors`` is 0.
+    Yields:
+        By stage key, the searchers of the stages that search the store; none if ``search_actors`` is 0. The actors have
+        opened their shards.
 
     Raises:
         ClusterError: An actor cannot start.
         StoreError: A store cannot be opened.
     """
-    if not config.search_actors:
-        return {}
     stages = [(key, stage) for key, stage in zip(keys, config.stages, strict=True) if _searches(stage)]
-    return {key: _start(stage, config.search_actors, config.cpus_per_search_actor) for key, stage in stages}
+    searchers: dict[str, ShardedSearcher] = {}
+    actors: list[ActorHandle] = []
+    try:
+        for key, stage in stages if config.search_actors else ():
+            searchers[key] = _start(stage, config.search_actors, config.cpus_per_search_actor, actors)
+        yield searchers
+    finally:
+        # By itself an actor lives as long as any process remembers its handle, which Ray Train's do for a while.
+        for actor in actors:
+            ray.kill(actor)
 
 
 def n_actors(config: TrainConfig) -> int:
@@ -94,7 +102,8 @@ def _searches(stage: StageConfig) -> bool:
     return stage.stage == "joint" and stage.candidates.source != "given"
 
 
-def _start(stage: StageConfig, n_parts: int, n_cpus: float) -> ShardedSearcher:
+def _start(stage: StageConfig, n_parts: int, n_cpus: float, started: list[ActorHandle]) -> ShardedSearcher:
+    """The searcher of one stage; its actors are added to ``started``."""
     assert stage.store is not None, "StageConfig requires it"
     version, parts = share_shards(stage.store, stage.store_version, n_parts)
     manifest = read_manifest(open_storage(stage.store), version)
@@ -103,7 +112,9 @@ def _start(stage: StageConfig, n_parts: int, n_cpus: float) -> ShardedSearcher:
         num_cpus=n_cpus, scheduling_strategy="SPREAD", max_restarts=_RESTARTS, max_task_retries=_RESTARTS
     )
     threads, where = max(1, int(n_cpus)), stage.candidates.where
-    ask = AskActors(tuple(actor.remote(stage.store, version, part, where, threads) for part in parts), stage.store)
+    actors = tuple(actor.remote(stage.store, version, part, where, threads) for part in parts)
+    started.extend(actors)
+    ask = AskActors(actors, stage.store)
     # Without a limit: the driver gives up a run whose workers do not start, and remote shards may take hours.
     counts = ask.wait([each.n_rows.remote() for each in ask.actors], timeout_s=None)
     return ShardedSearcher(ask, sum(counts), version)

@@ -28,7 +28,7 @@ from clara_dist.distributed.resources import (
     require_room,
     shortage,
 )
-from clara_dist.distributed.search_actors import n_actors, start_searchers
+from clara_dist.distributed.search_actors import n_actors, searching
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClaraError, ClusterError
@@ -179,9 +179,8 @@ def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.T
     """Run Ray Train to its end. A task, so that everything of the run ends with its process."""
     # The driver gives up sooner, and knows better what to say.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(2 * patience_s)
-    # They end with this process, and with them what they hold.
-    searchers = start_searchers(config, RunDirectory.stage_keys(config))
-    with TemporaryDirectory(prefix="clara-ray-") as scratch:
+    keys = RunDirectory.stage_keys(config)
+    with TemporaryDirectory(prefix="clara-ray-") as scratch, searching(config, keys) as searchers:
         return _ray_train(config, searchers, scratch)
 
 

@@ -19,7 +19,7 @@ from clara_dist.data.corpus import plan_units
 from clara_dist.distributed import compress_job, train_job
 from clara_dist.distributed.actor_pool import map_serially
 from clara_dist.distributed.compress_workers import identify_model
-from clara_dist.distributed.search_actors import AskActors, start_searchers
+from clara_dist.distributed.search_actors import AskActors, searching
 from clara_dist.errors import ClusterError, StoreError
 from clara_dist.retrieval import ExactSearcher
 from clara_dist.store import MemoryStore
@@ -97,22 +97,24 @@ def load_reasoner(model_dir: str) -> dict[str, Any]:
 
 
 def test_actors_are_equal_to_a_search_here_and_a_lost_one_is_no_gap(local_ray: None, config: TrainConfig) -> None:
-    (searcher,) = start_searchers(config, ["joint"]).values()
     store = MemoryStore.open(str(config.stages[0].store))
     query = torch.randn(3, store.n_memory_tokens * store.hidden_size, generator=torch.Generator().manual_seed(0))
     expected = ExactSearcher(store, store.rows_where({"parity": ("even",)})).search(query, 12)
-    assert searcher.n_rows == 12
-    assert torch.equal(searcher.search(query, 12).rows_BK, expected.rows_BK)
-    ask = searcher._ask
-    assert isinstance(ask, AskActors)
-    ray.kill(ask.actors[1], no_restart=True)
-    with pytest.raises(ClusterError, match="a search actor of the store .* is lost"):
-        searcher.search(query, 3)
+    with searching(config, ["joint"]) as searchers:
+        searcher = searchers["joint"]
+        assert searcher.n_rows == 12
+        assert torch.equal(searcher.search(query, 12).rows_BK, expected.rows_BK)
+        ask = searcher._ask
+        assert isinstance(ask, AskActors)
+        ray.kill(ask.actors[1], no_restart=True)
+        with pytest.raises(ClusterError, match=r"a search actor of the store .* is lost"):
+            searcher.search(query, 3)
 
 
 def test_a_column_that_the_store_lacks_is_named_before_an_actor_starts(local_ray: None, config: TrainConfig) -> None:
     stage = config.stages[0]
     other = stage.candidates.model_copy(update={"where": {"colour": ("red",)}})
     stages = (stage.model_copy(update={"candidates": other}),)
-    with pytest.raises(StoreError, match="colour"):
-        start_searchers(config.model_copy(update={"stages": stages}), ["joint"])
+    wrong = config.model_copy(update={"stages": stages})
+    with pytest.raises(StoreError, match="colour"), searching(wrong, ["joint"]):
+        pytest.fail("it started")
