@@ -197,6 +197,13 @@ class StageConfig(Config):
             raise ValueError(f"candidates.n {self.candidates.n} is less than top_k {self.top_k}")
         return self
 
+    @model_validator(mode="after")
+    def _best_can_be_known(self) -> StageConfig:
+        every = None if self.evaluation is None else self.evaluation.every
+        if self.load_best_at_end and (every is None or self.checkpoint_every % every):
+            raise ValueError("load_best_at_end needs evaluation, and a checkpoint_every that its every divides")
+        return self
+
     @property
     def held_out(self) -> StageConfig | None:
         """The stage as its evaluation reads it: held-out data, and candidates of one source."""
@@ -215,7 +222,7 @@ class TrainConfig(Config):
     """A training run: consecutive stages in one worker group.
 
     Attributes:
-        run_dir: Checkpoints, logs and models go here; shared by all workers.
+        run_dir: Checkpoints, logs and models go here: a directory that all workers share, or a URL (``s3://``).
         model: A model directory to start from, or the description of a new model on ``base_model``; the base may be
             the output of a ``base`` stage of this run.
         workers: Data-parallel workers. ``use_gpu`` None means: if the cluster has GPUs.
