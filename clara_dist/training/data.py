@@ -124,7 +124,7 @@ def summary(stage: StageConfig, lengths: DataLengths) -> str:
 
 def table(key: str, stage: StageConfig, lengths: DataLengths) -> str:
     """What was measured, for people."""
-    measured = "every one measured" if lengths.every == 1 else f"every {lengths.every}th measured"
+    measured = "all of them measured" if lengths.every == 1 else f"one in {lengths.every} measured"
     lines = [
         f"stage {key}: {stage.data}",
         f"  {lengths.rows:,} rows, {lengths.examples:,} examples ({measured})",

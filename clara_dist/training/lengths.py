@@ -87,20 +87,20 @@ class _Sample:
 
     every: int = 1
     n: int = 0
-    taken: list[tuple[int, ...]] = field(default_factory=list)
+    taken: list[tuple[int | None, ...]] = field(default_factory=list)
 
     def wants_next(self) -> bool:
         self.n += 1
         return (self.n - 1) % self.every == 0
 
-    def add(self, values: tuple[int, ...]) -> None:
+    def add(self, values: tuple[int | None, ...]) -> None:
         self.taken.append(values)
         if len(self.taken) >= 2 * _SAMPLE:
             self.taken, self.every = self.taken[::2], 2 * self.every
 
     def spreads(self, n_columns: int) -> list[Spread | None]:
         columns = list(zip(*self.taken, strict=True)) or [()] * n_columns
-        return [Spread.of(column) for column in columns]
+        return [Spread.of([value for value in column if value is not None]) for column in columns]
 
 
 class LengthMeter:
@@ -180,7 +180,7 @@ class LengthMeter:
 
     def _measure(self, tokenizer: ClaraTokenizer, place: str, example: Example, keep: bool) -> None:
         try:
-            n_question = 0
+            n_question = None  # some tasks ask nothing
             if example.question:
                 questions = [example.question]
                 joint = self._stage.stage == "joint"

@@ -147,7 +147,7 @@ def test_check_tells_of_every_stage_what_it_holds(make_config: Any) -> None:
     ((key, stage, lengths),) = check_run(config)
     assert (key, lengths.rows, lengths.examples, lengths.documents) == ("compression", 8, 8, lengths.documents)
     shown = table(key, stage, lengths)
-    assert "8 rows, 8 examples (every one measured)" in shown
+    assert "8 rows, 8 examples (all of them measured)" in shown
     assert "answers cut: 0 of 8" in shown
     assert summary(stage, lengths).startswith(f"8 examples from {stage.data}; prompts of ")
     assert not Path(config.run_dir).exists()
