@@ -101,3 +101,20 @@ def test_candidates_that_the_store_lacks_are_named(make_joint_config: Any, joint
     Path(joint_rows_path).write_text(rows.replace("The mill was", "A mill was"), encoding="utf-8")
     with pytest.raises(DataError, match="not in the memory store"):
         run(make_joint_config("lacking", batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "there"),
+    [
+        ({"source": "corpus", "n": 9}, "8 documents"),
+        ({"source": "mixed", "n": 5, "where": {"parity": ["even"]}}, r"4 documents where \{'parity': \('even',\)\}"),
+    ],
+)
+def test_a_corpus_with_fewer_documents_than_a_search_asks_for_is_refused_at_the_start(
+    make_joint_config: Any, candidates: dict[str, Any], there: str
+) -> None:
+    events: list[Any] = []
+    config = make_joint_config("small", candidates=candidates)
+    with pytest.raises(TrainingError, match=rf"fewer documents than a search(.|\n)*got: {there}\n.*at least"):
+        run(config, on_progress=events.append)
+    assert not any(event.step for event in events)
