@@ -84,15 +84,6 @@ class DeepSpeedEngine:
             self._engine.train()
         return output
 
-    def evaluate(self, batch: Batch, totals: Totals) -> StepOutput:
-        self._engine.eval()
-        try:
-            with torch.no_grad():
-                output: StepOutput = self._engine(batch, totals)
-        finally:
-            self._engine.train()
-        return output
-
     def gradient_norms(self) -> dict[str, float]:
         from deepspeed.utils import safe_get_full_grad
 

@@ -54,15 +54,6 @@ class TorchEngine:
             step.train()
         return output
 
-    def evaluate(self, batch: Batch, totals: Totals) -> StepOutput:
-        step = self._trainee.step.eval()
-        try:
-            with torch.no_grad(), torch.autocast(self._group.device.type, torch.bfloat16, enabled=self._half):
-                output: StepOutput = step(batch, totals)
-        finally:
-            step.train()
-        return output
-
     def gradient_norms(self) -> dict[str, float]:
         return role_norms(self._trainee, self._gradients())
 
