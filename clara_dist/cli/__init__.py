@@ -13,6 +13,7 @@ from clara_dist.cli import (  # noqa: F401
     compress,
     data,
     train,
+    report,
     serve,
     evaluate,
     diagnose,

@@ -30,6 +30,7 @@ COMMANDS = [
     "data check",
     "data convert",
     "train",
+    "report",
     "serve",
     "ask",
     "eval",

@@ -1,0 +1,124 @@
+"""The curves of a stage as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clara_dist.training.history import StageHistory
+from clara_dist.training.progress import GRADIENT_NORM, Kind
+from clara_dist.training.stopwatch import PARTS
+
+_COLOURS = ("#3366aa", "#cc5533", "#339977", "#8855aa", "#aa8833", "#557799", "#bb4477", "#777777")
+_TIME = "time/"
+_MANY = 60  # more points than this are noise, behind their running mean
+
+
+def draw_stage(stage: StageHistory, path: Path) -> None:
+    """Write the curves of a stage as PNG: only panels that have something to show."""
+    # Slow to import, and its drawing without a display need not be chosen for the whole process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [(title, draw) for title, shown, draw in _panels(stage) if shown]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.0 * columns, 3.1 * rows + 0.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    done = max([*stage.train, *stage.eval])
+    steps = f"{stage.n_steps:,} steps" if done == stage.n_steps else f"step {done:,} of {stage.n_steps:,}"
+    figure.suptitle(f"{stage.key}: {steps}", fontsize=13, fontweight="bold", x=0.01, ha="left")
+    for i, (title, draw) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.set_prop_cycle(color=_COLOURS)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(color="#e4e4e4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        draw(axes)
+        axes.set_xlim(0, max(stage.n_steps, 1))
+        if i >= len(panels) - columns:
+            axes.set_xlabel("step", fontsize=8)
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend(fontsize=7, frameon=False, ncols=2, labelspacing=0.3, columnspacing=1.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _panels(stage: StageHistory) -> list[tuple[str, bool, Callable[[Any], None]]]:
+    """Title, whether there is anything to show, and what draws it."""
+    shares = [*stage.names("recall@"), *stage.names("gold_in_candidates")]
+    held_out = [*stage.names("recall@", "eval"), *stage.names("exact_match", "eval")]
+    margins = [*stage.names("score_margin"), *stage.names("gold_margin")]
+    return [
+        ("loss", True, lambda axes: _loss(axes, stage)),
+        ("recall and exact answers", bool(shares or held_out), lambda axes: _shares(axes, stage, shares, held_out)),
+        ("gradient norm by role, before clipping", bool(stage.names(GRADIENT_NORM)), lambda a: _norms(a, stage)),
+        (
+            "entropy of the choice (nats)",
+            bool(stage.names("score_entropy")),
+            lambda a: _plot(a, stage, "score_entropy"),
+        ),
+        ("cosine margin of the best", bool(margins), lambda axes: [_plot(axes, stage, name) for name in margins]),
+        ("learning rate", bool(stage.names("lr")), lambda axes: _plot(axes, stage, "lr")),
+        ("tokens a second, all workers", bool(stage.names("tokens_per_s")), lambda axes: _rate(axes, stage)),
+        ("seconds of a step", bool(stage.names(_TIME)), lambda axes: _times(axes, stage)),
+    ]
+
+
+def _plot(axes: Any, stage: StageHistory, name: str, kind: Kind = "train", label: str | None = None) -> None:
+    steps, values = stage.curve(name, kind)
+    label = label or name.replace("_", " ")
+    if kind == "eval":
+        axes.plot(steps, values, marker="o", markersize=4, linewidth=1.8, label=label)
+    elif len(steps) <= _MANY:
+        axes.plot(steps, values, linewidth=1.5, label=label, marker="." if len(steps) == 1 else None)
+    else:
+        line = axes.plot(steps, _running_mean(values), linewidth=1.6, label=label)[0]
+        axes.plot(steps, values, linewidth=0.7, alpha=0.25, color=line.get_color())
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    width = max(2, len(values) // 25)
+    return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+
+
+def _loss(axes: Any, stage: StageHistory) -> None:
+    for name in ("loss", "answer_loss", "mse"):
+        if stage.names(name):
+            _plot(axes, stage, name, label={"loss": "train", "mse": "mean squared error"}.get(name))
+    if stage.names("loss", "eval"):
+        _plot(axes, stage, "loss", "eval", label="held out")
+    axes.set_ylim(bottom=0)
+
+
+def _shares(axes: Any, stage: StageHistory, shares: list[str], held_out: list[str]) -> None:
+    for name in shares:
+        _plot(axes, stage, name)
+    for name in held_out:
+        _plot(axes, stage, name, "eval", label=f"{name.replace('_', ' ')}, held out")
+    axes.set_ylim(-0.02, 1.02)
+
+
+def _norms(axes: Any, stage: StageHistory) -> None:
+    for name in stage.names(GRADIENT_NORM):
+        _plot(axes, stage, name, label=name.removeprefix(GRADIENT_NORM).replace("_", " "))
+    if any(value > 0 for name in stage.names(GRADIENT_NORM) for value in stage.curve(name)[1]):
+        axes.set_yscale("log")
+
+
+def _rate(axes: Any, stage: StageHistory) -> None:
+    _plot(axes, stage, "tokens_per_s")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def _times(axes: Any, stage: StageHistory) -> None:
+    """Stacked, in the order of a step; parts that take less than 1 % are left out."""
+    totals = {part: sum(stage.curve(f"{_TIME}{part}")[1]) for part in PARTS}
+    shown = [part for part in PARTS if totals[part] > 0.01 * sum(totals.values())]
+    layers = [[metrics.get(f"{_TIME}{part}", 0.0) for metrics in stage.train.values()] for part in shown]
+    axes.stackplot(list(stage.train), layers, labels=shown, colors=_COLOURS, alpha=0.85, step="pre")
+    axes.set_ylim(bottom=0)
