@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clara_dist.config.training import StageConfig
 from clara_dist.data.examples import Example, ExampleRow, ExamplesDigest, iter_example_rows
@@ -100,6 +101,11 @@ class PreparedExamples(Sequence[Example]):
             task=batch["task"][row].as_py(),
             supervise_documents=batch["supervise_documents"][row].as_py(),
         )
+
+    def candidate_ids(self, share: int = 0, n_shares: int = 1) -> Iterator[list[str]]:
+        """The distinct candidates of one file after the other, of one share of the files."""
+        for batch in self._batches[share::n_shares]:
+            yield pc.unique(batch["candidate_ids"].values).to_pylist()
 
 
 def _mapped(found: ReadableFiles, file: str) -> pa.RecordBatch:

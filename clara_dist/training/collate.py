@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from clara_dist.data.examples import Example
+from clara_dist.data.prepared import PreparedExamples
 from clara_dist.errors import DataError
 from clara_dist.model import ClaraTokenizer, PromptBatch, TextBatch, TokenizedPrompt
 from clara_dist.retrieval.bank import MemoryBank
-from clara_dist.training.batches import CompressionExamples, JointExamples, StepPlan, TextExamples
+from clara_dist.training.batches import Collate, CompressionExamples, JointExamples, StepPlan, TextExamples
+from clara_dist.training.collectives import Group
 
 
 class TextCollator:
@@ -94,6 +96,10 @@ class JointCollator:
             _prompt_batch(prompts, tokenizer),
         )
 
+    def require_documents(self, doc_ids: Sequence[str]) -> None:
+        """Raise a `DataError` unless the store has all of these documents."""
+        self._rows(doc_ids)
+
     def _candidates(self, examples: Sequence[Example]) -> Tensor:
         rows = [list(chain.from_iterable(self._rows(example.candidate_ids))) for example in examples]
         candidates_BN = torch.full((len(examples), max(map(len, rows))), -1)
@@ -108,10 +114,27 @@ class JointCollator:
         if missing:
             raise DataError(
                 "documents of the examples are not in the memory store",
-                got=f"{len(missing)} of one question, first: {missing[0]!r}",
+                got=f"{len(missing)} of {len(doc_ids)}, first: {missing[0]!r}",
                 hint="compress the corpus that the examples were made from",
             )
         return rows
+
+
+def require_candidates(collate: Collate, examples: PreparedExamples, group: Group) -> None:
+    """Look every candidate of the joint stage up in the store, each worker its share, before the first step.
+
+    Raises:
+        DataError: The store lacks some.
+        TrainingError: Another worker found so.
+    """
+    failure: DataError | None = None
+    if isinstance(collate, JointCollator):
+        try:
+            for doc_ids in examples.candidate_ids(group.rank, group.world_size):
+                collate.require_documents(doc_ids)
+        except DataError as error:
+            failure = error
+    group.raise_together(failure)
 
 
 def _prompt_batch(

@@ -55,6 +55,11 @@ class Group:
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
+    def raise_together(self, error: Exception | None) -> None:
+        """Return if no worker has an error; else raise it there, and everywhere else that another worker has one."""
+        if self.sum([error is not None])[0]:
+            raise error or TrainingError("another worker of the run found an error", hint="it says which")
+
     def barrier(self) -> None:
         """Return when every worker has come here."""
         self.sum([0.0])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from clara_dist.config.model import ClaraConfig
 from clara_dist.config.training import TrainConfig
-from clara_dist.errors import ClaraError, TrainingError
+from clara_dist.errors import ClaraError
 from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.training.collectives import Group, current_group
 from clara_dist.training.data import prepare_run
@@ -53,7 +54,13 @@ def run(
         directory.begin(config, resume=resume)
         directory.open_log()
     group.barrier()
-    log = RunLog(directory.root, active=group.is_first, tracker=config.tracker, on_progress=on_progress)
+    log = RunLog(
+        directory.root,
+        active=group.is_first,
+        tracker=config.tracker,
+        on_progress=on_progress,
+        name=Path(config.run_dir).name,
+    )
     log.message(
         f"{group.world_size} training worker{'s' if group.world_size > 1 else ''} at work ({group.device.type})"
     )
@@ -71,14 +78,13 @@ def run(
 
 def _prepare(config: TrainConfig, group: Group, log: RunLog) -> None:
     """Prepare the data in the first worker; the others wait, and end if it fails."""
-    failure = None
+    failure: ClaraError | None = None
     if group.is_first:
         try:
             prepare_run(config, log.message)
         except ClaraError as error:
             failure = error
-    if group.sum([failure is not None])[0]:
-        raise failure or TrainingError("the first worker could not prepare the data", hint="it says why")
+    group.raise_together(failure)
 
 
 def _run_stages(

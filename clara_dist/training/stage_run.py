@@ -22,6 +22,7 @@ from clara_dist.training import checkpoint as checkpoints
 from clara_dist.training.alarms import GradientAlarm
 from clara_dist.training.background import BackgroundWriter
 from clara_dist.training.batches import Batch, Totals, plan_step
+from clara_dist.training.collate import require_candidates
 from clara_dist.training.collectives import Group
 from clara_dist.training.data import data_folder, held_out_folder
 from clara_dist.training.engine import Engine, build_engine
@@ -79,6 +80,8 @@ class StageRun:
         order = ExampleOrder(len(examples), self.stage.seed, self.stage.shuffle, examples.fingerprint)
         self.log.message(f"stage {self.key}: {len(examples):,} examples from {self.stage.data}; loading the model")
         built = build_stage(self.stage, source, self.engine_config, self.group.device, self.searcher)
+        if self.stage.candidates.source != "corpus":
+            require_candidates(built.collate, examples, self.group)
         settings |= {"order": order.state()} | built.settings
         engine, start = self._start(built, settings)
         self.log.open_stage(self.key, settings, start)

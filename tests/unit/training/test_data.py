@@ -107,6 +107,18 @@ def test_published_file_to_corpus_to_store_to_joint_training(
     run(config.model_copy(update={"model": str(tiny_clara_dir)}))
 
 
+def test_a_candidate_that_the_store_lacks_is_told_before_the_first_step(make_joint_config: Any, tmp_path: Path) -> None:
+    config = make_joint_config("missing")
+    data = Path(config.stages[0].data)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[-1]["docs"].append("A text that nobody compressed.")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    events: list[Any] = []
+    with pytest.raises(DataError, match=r"not in the memory store\n.*got: 1 of 9, first: "):
+        run(config, on_progress=events.append)
+    assert not any(event.step for event in events)
+
+
 def test_all_stages_are_prepared_before_the_first_step(make_config: Any, rows_path: str, tmp_path: Path) -> None:
     config = make_config("a", steps=1)
     bad = tmp_path / "bad.jsonl"
