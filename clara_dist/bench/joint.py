@@ -146,21 +146,36 @@ class JointBench:
         return found
 
     def time(self) -> dict[str, Any]:
-        """Seconds of forward, backward and update of each step: median, lowest and highest, wall and CPU."""
+        """Seconds of forward, backward and update of each step: median, lowest and highest, wall and CPU.
+
+        Of our own also the median of each part (`clara_dist.training.stopwatch`).
+        """
         engine = {name: self._engine(step) for name, step in self.steps(rounded=True).items()}
         wall_s: dict[str, list[float]] = {name: [] for name in _NAMES}
         cpu_s: dict[str, list[float]] = {name: [] for name in _NAMES}
+        parts_s: dict[str, list[float]] = {}
+        watch = self._stored.stopwatch
         # The steps take turns, so that a machine that is slower for a while is so for all of them. The first warms up.
         for (number, batch), name in itertools.product(enumerate(self.batches), _NAMES):
             synchronize(self.settings.device)
+            watch.start("other")
+            watch.lap()
             started, cpu_started = time.perf_counter(), time.process_time()
             engine[name].accumulate(batch, batch.totals, last=True)
+            watch.start("update")
             engine[name].update(1.0)
             synchronize(self.settings.device)
+            if number and name == "stored":
+                for part, seconds in watch.lap().items():
+                    parts_s.setdefault(part, []).append(seconds)
             if number:
                 wall_s[name].append(time.perf_counter() - started)
                 cpu_s[name].append(time.process_time() - cpu_started)
-        return {name: {"wall_s": _spread(wall_s[name]), "cpu_s": _spread(cpu_s[name])} for name in _NAMES}
+        found: dict[str, Any] = {
+            name: {"wall_s": _spread(wall_s[name]), "cpu_s": _spread(cpu_s[name])} for name in _NAMES
+        }
+        found["stored"]["parts_s"] = {part: statistics.median(seconds) for part, seconds in parts_s.items()}
+        return found
 
     def profile(self) -> str:
         """Where our step's time goes, by torch.profiler."""
@@ -247,4 +262,8 @@ def _summary(results: Mapping[str, Any]) -> str:
             line += f"   {ratio['wall_s']:.1f} ({ratio['cpu_s']:.1f}) times as long; "
             line += f"loss differs by {differences['loss']:.1e}, gradients by {largest:.1e}"
         lines.append(line)
+    parts_s = results["step"]["stored"]["parts_s"]
+    whole_s = sum(parts_s.values())
+    shares = [f"{part} {seconds / whole_s:.0%}" for part, seconds in parts_s.items() if seconds >= 0.01 * whole_s]
+    lines.append(f"of our step: {', '.join(shares)}")
     return "\n".join(lines)

@@ -50,6 +50,9 @@ def test_figures_fit_each_other(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "joint.json").read_text(encoding="utf-8"))
     wall = {name: step["wall_s"]["median"] for name, step in found["step"].items()}
     assert found["ratio"]["naive"]["wall_s"] == wall["naive"] / wall["stored"]
+    parts = found["step"]["stored"]["parts_s"]
+    assert all(parts[part] > 0 for part in ("reason", "gather", "select", "generate", "backward", "update"))
+    assert parts["compress"] == 0
     assert found["settings"]["top_k"] == 3
     assert f"{found['ratio']['lean']['wall_s']:.1f} (" in text
     assert "aten::mm" in text
