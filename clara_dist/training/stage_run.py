@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from clara_dist.training.run_directory import RunDirectory
 from clara_dist.training.stages import BuiltStage, build_stage
 
 # What a resumed run may do differently: where things are, how often it reports, what runs the step.
-_FREE = {"data", "base_dir", "output", "store", "log_every", "engine"}
+_FREE = {"data", "base_dir", "output", "store", "log_every", "engine", "gradient_accumulation"}
 _FREE |= {
     "evaluation",
     "checkpoint_every",
@@ -188,12 +189,15 @@ class StageRun:
     def _micro_batches(
         self, built: BuiltStage, examples: Sequence[Example], order: ExampleOrder, step: int
     ) -> list[Batch]:
-        """This worker's share of the step's examples, cut into micro-batches."""
+        """This worker's share of the step's examples, cut into micro-batches.
+
+        Shares may differ by an example, after elastic workers have become fewer: means are taken over the whole batch.
+        """
         indices = order.batch(step, self.stage.batch_size)[self.group.rank :: self.group.world_size]
         mine = [examples[i] for i in indices.tolist()]
-        size = len(mine) // self.stage.gradient_accumulation
-        plan = plan_step(self.stage, step)
-        return [built.collate(mine[i : i + size], plan) for i in range(0, len(mine), size)]
+        n_parts, plan = self.stage.gradient_accumulation, plan_step(self.stage, step)
+        cuts = [len(mine) * part // n_parts for part in range(n_parts + 1)]
+        return [built.collate(mine[start:end], plan) for start, end in pairwise(cuts)]
 
     def _global_totals(self, micro_batches: Sequence[Batch]) -> Totals:
         counts = [astuple(batch.totals) for batch in micro_batches]
@@ -262,6 +266,7 @@ class StageRun:
             with self.directory.writing(output) as path:
                 built.save(path, weights)
             self.directory.finish(self.key, output, settings)
+            self.log.report()
         self.group.barrier()
         self.log.message(f"stage {self.key}: done, model in {output}")
         return output

@@ -178,9 +178,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(make_config: 
     [
         ({"kind": "torch", "gradient_checkpointing": True}, 1e-6),
         ({"kind": "torch", "dtype": "bfloat16"}, 1e-2),  # measured: 2e-3
+        ({"kind": "torch", "dtype": "float16"}, 1e-2),
         (ZERO2_BF16 | {"gradient_checkpointing": True}, 1e-2),
     ],
-    ids=["recomputed", "torch-bf16", "zero2-bf16-recomputed"],
+    ids=["recomputed", "torch-bf16", "torch-fp16", "zero2-bf16-recomputed"],
 )
 def test_recomputation_and_bfloat16_follow_the_float32_run(
     make_config: Any, engine: dict[str, Any], tolerance: float
@@ -196,9 +197,9 @@ def test_recomputation_and_bfloat16_follow_the_float32_run(
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ({"kind": "torch", "dtype": "float16"}, "float16 needs loss scaling"),
-        ({"kind": "deepspeed", "zero_stage": 1, "dtype": "float16"}, "float16 trains on GPUs only"),
-        ({"kind": "deepspeed", "zero_stage": 0, "dtype": "bfloat16"}, "ZeRO 0 runs in float32 only"),
+        ({"kind": "deepspeed", "zero_stage": 0, "dtype": "float16"}, "scales no loss at ZeRO 0"),
+        ({"kind": "deepspeed", "zero_stage": 1, "dtype": "float16"}, "float16 on GPUs only"),
+        ({"kind": "deepspeed", "deepspeed_json": {"zero_optimization": {"reduce_bucket_size": "x"}}}, "refuses its"),
     ],
 )
 def test_engines_that_cannot_work_say_so(make_config: Any, engine: dict[str, Any], message: str) -> None:
