@@ -48,7 +48,7 @@ def stage_lengths(stage: StageConfig, tokenizer: ClaraTokenizer | None) -> DataL
 
 
 def check_run(config: TrainConfig) -> Iterator[tuple[str, StageConfig, DataLengths]]:
-    """Check the data of all stages; yields each stage's key and what was measured.
+    """Check the data of all stages, what is held out included; yields its name and what was measured.
 
     Raises:
         DataError: As `stage_lengths`.
@@ -56,6 +56,8 @@ def check_run(config: TrainConfig) -> Iterator[tuple[str, StageConfig, DataLengt
     tokenizer = run_tokenizer(config)
     for key, stage in zip(RunDirectory.stage_keys(config), config.stages, strict=True):
         yield key, stage, stage_lengths(stage, tokenizer)
+        if stage.held_out is not None:
+            yield f"{key}, held out", stage.held_out, stage_lengths(stage.held_out, tokenizer)
 
 
 def prepare_run(config: TrainConfig, report: Callable[[str], None]) -> None:

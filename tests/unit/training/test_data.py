@@ -154,10 +154,11 @@ def test_the_tokenizer_is_that_of_the_model_without_its_weights(make_config: Any
     assert run_tokenizer(described.model_copy(update={"model": "runs/not/there"})) is None
 
 
-def test_check_tells_of_every_stage_what_it_holds(make_config: Any) -> None:
-    config: TrainConfig = make_config("a")
-    ((key, stage, lengths),) = check_run(config)
-    assert (key, lengths.rows, lengths.examples, lengths.documents) == ("compression", 8, 8, lengths.documents)
+def test_check_tells_of_every_stage_what_it_holds(make_config: Any, rows_path: str) -> None:
+    config: TrainConfig = make_config("a", evaluation={"data": rows_path})
+    (key, stage, lengths), (held_out, _, same) = check_run(config)
+    assert (key, lengths.rows, lengths.examples) == ("compression", 8, 8)
+    assert (held_out, same) == ("compression, held out", lengths)
     shown = table(key, stage, lengths)
     assert "8 rows, 8 examples (all of them measured)" in shown
     assert "answers cut: 0 of 8" in shown
