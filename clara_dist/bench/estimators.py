@@ -82,8 +82,13 @@ def _diagnoses(config: PipelineConfig, n: int) -> Iterator[dict[str, Any]]:
             diagnosis = diagnose_model(
                 model, stage.store, examples, device="cpu", top_k=k, temperature=stage.temperature
             )
-            yield {"model": name, "k": k, "cosines": {e.estimator: e.cosine for e in diagnosis.estimators}} | {
-                "report": diagnosis.to_dict()
+            yield {
+                "model": name,
+                "k": k,
+                "gold_read": diagnosis.gold_read,
+                "cosines": {e.estimator: e.cosine for e in diagnosis.estimators},
+                "gold_down": {e.estimator: e.gold_down for e in diagnosis.estimators},
+                "swaps": [asdict(group) for group in diagnosis.swaps if group.slot is None],
             }
 
 
