@@ -49,7 +49,7 @@ def config(tmp_path: Path, tiny_clara_dir: Path) -> TrainConfig:
     )
     units = plan_units(job.corpus, rows_per_unit=6)
     compress_job.run(job, units, scan_on=map_serially, compress_on=map_serially, identify=lambda: identify_model(job))
-    stage = {"stage": "joint", "data": str(questions), "store": job.store, "candidates": CANDIDATES}
+    stage: dict[str, Any] = {"stage": "joint", "data": str(questions), "store": job.store, "candidates": CANDIDATES}
     stage |= {"batch_size": 4, "steps": 40, "log_every": 1, "temperature": 0.05, "optimizer": {"lr": 1e-3}}
     return TrainConfig(
         run_dir=str(tmp_path / "run"),
