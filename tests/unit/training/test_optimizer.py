@@ -21,6 +21,19 @@ def test_warm_up_then_schedule(schedule: str, expected: list[float]) -> None:
     assert [lr_factor(config, step, 6) for step in range(6)] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [0.5, 1.0, 1.0, 0.868198, 0.55, 0.231802]),
+        ("linear", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_a_warm_up_in_steps_and_a_least_rate(schedule: str, expected: list[float]) -> None:
+    config = OptimizerConfig.model_validate({"schedule": schedule, "warmup_steps": 2, "min_lr_ratio": 0.1})
+    assert [lr_factor(config, step, 6) for step in range(6)] == pytest.approx(expected, abs=1e-6)
+
+
 def test_no_warm_up_starts_at_the_peak() -> None:
     assert lr_factor(OptimizerConfig(warmup_ratio=0.0), 0, 10) == 1.0
 
