@@ -130,7 +130,10 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def _absolute_stage(stage: StageConfig) -> StageConfig:
     paths = {name: getattr(stage, name) for name in ("data", "base_dir", "output", "store")}
-    return stage.model_copy(update={name: absolute(path) for name, path in paths.items() if path is not None})
+    update: dict[str, Any] = {name: absolute(path) for name, path in paths.items() if path is not None}
+    if stage.evaluation is not None:
+        update["evaluation"] = stage.evaluation.model_copy(update={"data": absolute(stage.evaluation.data)})
+    return stage.model_copy(update=update)
 
 
 def _inputs(config: TrainConfig) -> list[str]:

@@ -11,6 +11,21 @@ from clara_dist.training.progress import GRADIENT_NORM, Kind
 from clara_dist.training.stopwatch import PARTS
 
 _COLOURS = ("#3366aa", "#cc5533", "#339977", "#8855aa", "#aa8833", "#557799", "#bb4477", "#777777")
+# Of a step's parts: what computes in blue and green, what waits for data in warm colours, the rest in grey.
+_PART_COLOURS = {
+    "data": "#e3a857",
+    "compress": "#88c0a8",
+    "reason": "#4f9d80",
+    "search": "#cc5533",
+    "gather": "#e08a6d",
+    "select": "#b7d3c6",
+    "generate": "#7fa8d6",
+    "backward": "#3366aa",
+    "update": "#8855aa",
+    "evaluate": "#c9a8dc",
+    "checkpoint": "#999999",
+    "other": "#cccccc",
+}
 _TIME = "time/"
 _MANY = 60  # more points than this are noise, behind their running mean
 
@@ -41,7 +56,7 @@ def draw_stage(stage: StageHistory, path: Path) -> None:
         axes.set_xlim(0, max(stage.n_steps, 1))
         if i >= len(panels) - columns:
             axes.set_xlabel("step", fontsize=8)
-        if len(axes.get_legend_handles_labels()[1]) > 1:
+        if axes.get_legend() is None and len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(fontsize=7, frameon=False, ncols=2, labelspacing=0.3, columnspacing=1.0)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -62,8 +77,9 @@ def _panels(stage: StageHistory) -> list[tuple[str, bool, Callable[[Any], None]]
             lambda a: _plot(a, stage, "score_entropy"),
         ),
         ("cosine margin of the best", bool(margins), lambda axes: [_plot(axes, stage, name) for name in margins]),
-        ("learning rate", bool(stage.names("lr")), lambda axes: _plot(axes, stage, "lr")),
+        ("learning rate", bool(stage.names("lr")), lambda axes: axes.plot(*stage.curve("lr"), linewidth=1.6)),
         ("tokens a second, all workers", bool(stage.names("tokens_per_s")), lambda axes: _rate(axes, stage)),
+        ("peak memory of a worker (GiB)", bool(stage.names("memory_gib")), lambda axes: _memory(axes, stage)),
         ("seconds of a step", bool(stage.names(_TIME)), lambda axes: _times(axes, stage)),
     ]
 
@@ -77,12 +93,14 @@ def _plot(axes: Any, stage: StageHistory, name: str, kind: Kind = "train", label
         axes.plot(steps, values, linewidth=1.5, label=label, marker="." if len(steps) == 1 else None)
     else:
         line = axes.plot(steps, _running_mean(values), linewidth=1.6, label=label)[0]
-        axes.plot(steps, values, linewidth=0.7, alpha=0.25, color=line.get_color())
+        axes.plot(steps, values, linewidth=0.7, alpha=0.3, color=line.get_color())
 
 
 def _running_mean(values: list[float]) -> list[float]:
-    width = max(2, len(values) // 25)
-    return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+    """Over a window around each value, narrower at the ends."""
+    reach = max(1, len(values) // 50)
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def _loss(axes: Any, stage: StageHistory) -> None:
@@ -111,8 +129,13 @@ def _norms(axes: Any, stage: StageHistory) -> None:
 
 def _rate(axes: Any, stage: StageHistory) -> None:
     _plot(axes, stage, "tokens_per_s")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(stage.curve("tokens_per_s")[1]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def _memory(axes: Any, stage: StageHistory) -> None:
+    axes.plot(*stage.curve("memory_gib"), linewidth=1.6)
+    axes.set_ylim(0, 1.1 * max(stage.curve("memory_gib")[1]))
 
 
 def _times(axes: Any, stage: StageHistory) -> None:
@@ -120,5 +143,7 @@ def _times(axes: Any, stage: StageHistory) -> None:
     totals = {part: sum(stage.curve(f"{_TIME}{part}")[1]) for part in PARTS}
     shown = [part for part in PARTS if totals[part] > 0.01 * sum(totals.values())]
     layers = [[metrics.get(f"{_TIME}{part}", 0.0) for metrics in stage.train.values()] for part in shown]
-    axes.stackplot(list(stage.train), layers, labels=shown, colors=_COLOURS, alpha=0.85, step="pre")
-    axes.set_ylim(bottom=0)
+    axes.stackplot(list(stage.train), layers, labels=shown, colors=[_PART_COLOURS[part] for part in shown])
+    # Room for the legend; a first step that warms everything up may be cut.
+    axes.set_ylim(0, 1.6 * sorted(map(sum, zip(*layers, strict=True)))[int(0.95 * (len(stage.train) - 1))])
+    axes.legend(fontsize=7, frameon=False, ncols=4, loc="upper right", labelspacing=0.3, columnspacing=1.0)

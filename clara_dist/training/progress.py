@@ -186,6 +186,20 @@ class RunLog:
             self._sink.add_scalar(name, value, global_step=progress.step)
         self._sink.flush()
 
+    def report(self) -> None:
+        """Draw the curves of the run so far; a run that cannot be drawn has been trained all the same."""
+        # Imports a drawing library, which only this process needs.
+        from clara_dist.training.report import REPORT, write_report
+
+        folder = self._run_dir / "report"
+        try:
+            lines = (self._run_dir / LOG_FILE).read_text(encoding="utf-8").splitlines()
+            write_report(lines, folder, self._name)
+        except Exception as error:
+            self.message(f"WARNING the report could not be written: {type(error).__name__}: {error}")
+        else:
+            self.message(f"curves in {folder / REPORT}")
+
     def close(self) -> None:
         if self._sink is not None:
             self._sink.finish() if self._tracker == "wandb" else self._sink.close()
