@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from clara_dist.config.model import ClaraConfig
 from clara_dist.config.training import StageConfig, TrainConfig
-from clara_dist.data.examples import iter_example_rows
+from clara_dist.data.examples import ExampleRow, iter_example_rows
 from clara_dist.data.prepared import PreparedExamples, prepare_examples
 from clara_dist.errors import ModelError
 from clara_dist.model import ClaraTokenizer
@@ -17,6 +17,8 @@ from clara_dist.model.hub import model_directory
 from clara_dist.store import files
 from clara_dist.training.lengths import DataLengths, LengthMeter, Spread
 from clara_dist.training.run_directory import RunDirectory
+
+_REPORT_ROWS = 100_000  # about ten seconds
 
 
 def data_folder(run_dir: str, key: str) -> str:
@@ -75,15 +77,23 @@ def prepare_run(config: TrainConfig, report: Callable[[str], None]) -> None:
     directory, tokenizer = RunDirectory(config.run_dir), run_tokenizer(config)
     for key, stage in zip(RunDirectory.stage_keys(config), config.stages, strict=True):
         if directory.finished(key) is None:
-            examples = prepare_stage(stage, data_folder(config.run_dir, key), tokenizer)
+            examples = prepare_stage(stage, data_folder(config.run_dir, key), tokenizer, report)
             report(f"stage {key}: {summary(stage, DataLengths.from_report(examples.report))}")
             if stage.held_out is not None:
-                prepare_stage(stage.held_out, held_out_folder(config.run_dir, key), tokenizer)
+                prepare_stage(stage.held_out, held_out_folder(config.run_dir, key), tokenizer, report)
 
 
-def prepare_stage(stage: StageConfig, folder: str, tokenizer: ClaraTokenizer | None) -> PreparedExamples:
-    """`prepare_examples`, checked and measured."""
+def prepare_stage(
+    stage: StageConfig, folder: str, tokenizer: ClaraTokenizer | None, report: Callable[[str], None]
+) -> PreparedExamples:
+    """`prepare_examples`, checked and measured; reports from time to time how far it is."""
     meter = LengthMeter(stage, tokenizer)
+
+    def observe(place: str, row: ExampleRow | None) -> None:
+        meter.add(place, row)
+        if meter.rows % _REPORT_ROWS == 0:
+            report(f"reading {stage.data}: {meter.rows:,} rows")
+
     verdict = stage.model_dump(mode="json", include={"top_k", "max_truncated_answers"})
     settings = {
         **verdict,
@@ -91,7 +101,7 @@ def prepare_stage(stage: StageConfig, folder: str, tokenizer: ClaraTokenizer | N
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint(),
         "model": None if tokenizer is None else tokenizer.config.model_dump(mode="json", exclude={"base_model"}),
     }
-    return prepare_examples(stage, folder, settings=settings, observe=meter.add, report=lambda: asdict(meter.result()))
+    return prepare_examples(stage, folder, settings=settings, observe=observe, report=lambda: asdict(meter.result()))
 
 
 def run_tokenizer(config: TrainConfig) -> ClaraTokenizer | None:

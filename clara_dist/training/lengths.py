@@ -113,12 +113,15 @@ class LengthMeter:
     Args:
         stage: The stage.
         tokenizer: None: rows are counted, and no tokens.
+
+    Attributes:
+        rows: Rows seen so far.
     """
 
     def __init__(self, stage: StageConfig, tokenizer: ClaraTokenizer | None) -> None:
         self._stage = stage
         self._tokenizer = tokenizer
-        self._rows = self._left_out = self._without_positives = self._cut = self._cut_documents = 0
+        self.rows = self._left_out = self._without_positives = self._cut = self._cut_documents = 0
         self._too_long: list[str] = []
         self._n_too_long = 0
         self._first_cut = ""
@@ -133,7 +136,7 @@ class LengthMeter:
         Raises:
             DataError: It has fewer candidates than the stage reads documents.
         """
-        self._rows += 1
+        self.rows += 1
         if row is None:
             self._left_out += 1
             return
@@ -164,7 +167,7 @@ class LengthMeter:
         question, answer, prompt = self._sample.spreads(3)
         (documents,) = self._counts.spreads(1)
         return DataLengths(
-            rows=self._rows,
+            rows=self.rows,
             examples=self._sample.n,
             left_out=self._left_out,
             without_positives=self._without_positives,
