@@ -92,8 +92,9 @@ class ConsoleProgress:
         self._is_terminal = self._stream.isatty()
         self._every_s = every_s
         self._clock = clock
-        # The stage, the step and the time that rates count from, and when the last line of a step was written.
+        # The stage, the step and the time that rates count from; the newest step; when its last line was written.
         self._from: tuple[str | None, int, float] = None, 0, 0.0
+        self._newest = 0
         self._last = float("-inf")
 
     def __call__(self, progress: Progress) -> None:
@@ -116,7 +117,8 @@ class ConsoleProgress:
         assert progress.n_steps is not None, "it is a report"
         stage, step, at = self._from
         now = self._clock()
-        if progress.stage != stage or progress.step <= step:
+        goes_back, self._newest = progress.step <= self._newest, progress.step
+        if progress.stage != stage or goes_back:
             # Another stage, or the workers went back to a checkpoint: what was measured is no more the speed.
             self._from, self._last = (progress.stage, progress.step, now), float("-inf")
             return ""
