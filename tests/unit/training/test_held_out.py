@@ -11,10 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from clara_dist.config import TrainConfig
-from clara_dist.data.examples import read_examples
-from clara_dist.inference.compressor import DocumentCompressor
-from clara_dist.inference.generator import Generator
-from clara_dist.model import ClaraModel
+from clara_dist.data.examples import Example, read_examples
+from clara_dist.model import ClaraModel, PromptBatch, TextBatch
 from clara_dist.retrieval.bank import MemoryBank
 from clara_dist.store import MemoryStore
 from clara_dist.training.batches import StepPlan
@@ -90,18 +88,28 @@ def test_corpus_candidates_are_searched_for_held_out_questions_too(
     assert measured["gold_in_candidates"] * 5 == pytest.approx(round(measured["gold_in_candidates"] * 5))
 
 
+def greedy_answer(clara: ClaraModel, example: Example) -> tuple[list[int], list[int]]:
+    """The answer that the model gives, token by token, and the right one."""
+    tokenizer = clara.tokenizer
+    ids = [tokenizer.encode_text(text).ids for text in example.documents]
+    prompt = tokenizer.prompt_with_answer("answer", len(ids), example.question, example.answer)
+    memory_KMD = clara.encode("compressor", TextBatch.from_ids(ids, tokenizer.pad_id)).memory_BMD
+    answer: list[int] = []
+    while len(answer) < len(prompt.answer_ids):
+        said = PromptBatch.from_ids(
+            [prompt.prompt_ids], [[*answer, 0]], pad_id=tokenizer.pad_id, memory_ids=tokenizer.memory_ids
+        )
+        answer.append(int(clara.answer_logits(said, memory_KMD)[-1].argmax()))
+    return answer, list(prompt.answer_ids)
+
+
 def test_exact_match_is_that_of_greedy_generation(make_config: Any, rows_path: str) -> None:
     """Learnt by heart in part, so that some answers are right and some are not."""
     config = make_config("exact", steps=30, batch_size=8, evaluation={"data": rows_path, "every": 60, "batch_size": 3})
-    model = run(config)["compression"]
-    compressor = DocumentCompressor(ClaraModel.from_pretrained(model))
-    generator, right = Generator(ClaraModel.from_pretrained(model)), []
-    for example in read_examples(rows_path, "compression"):
-        memory_KMD = torch.from_numpy(
-            compressor.compress([("", text) for text in example.documents]).memory_SMD
-        ).float()
-        answer = generator.generate([example.question], [memory_KMD], max_tokens=8)[0]
-        right.append(answer.text.strip() == example.answer)
+    clara = ClaraModel.from_pretrained(run(config)["compression"]).eval()
+    with torch.no_grad():
+        answers = [greedy_answer(clara, example) for example in read_examples(rows_path, "compression")]
+    right = [given == expected for given, expected in answers]
     assert evaluations(config)[30]["exact_match"] == pytest.approx(sum(right) / len(right))
     assert 0 < sum(right) < len(right)
 
