@@ -30,7 +30,7 @@ _TRAINED = "reasoner"
 _UNTRAINED = "untrained"
 _BM25 = "BM25"
 _ORACLE = "oracle"
-_COLUMNS = ("R@1", "R@2", "R@3", "R@5", "both@K", "EM", "both@K, one person", "both@K, two people")
+_COLUMNS = ("R@1", "R@2", "R@3", "R@5", "both@K", "EM")
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ def measure(
 
     Returns:
         For each method, and the oracle that reads both right documents: ``R@k``, the mean share of the right documents
-        among the best k; ``both@K``, the share of questions with all of them among the best ``top_k``; ``EM``; and the
-        last two for the questions about one person and about two.
+        among the best k; ``both@K``, the share of questions with both of them among the best ``top_k``; and ``EM``.
     """
     torch.set_num_threads(config.evaluate.threads)
     # Without their candidates, the questions are asked of the whole corpus alone.
@@ -139,17 +138,9 @@ def _scores(report: EvaluationReport, questions: list[EvalQuestion], method: str
     records = [(by_id[record.question_id], record) for record in report.records if record.method == method]
     recall: Mapping[int, float] = report[method].corpus.recall or {}
     scores = {f"R@{depth}": share for depth, share in recall.items()}
-    kinds = {"": (1, 2), ", one person": (1,), ", two people": (2,)}
-    for kind, n_people in kinds.items():
-        found = [(q, r) for q, r in records if _n_people(q) in n_people]
-        scores[f"both@K{kind}"] = fmean(set(q.positives) <= set(r.doc_ids) for q, r in found)
-        scores[f"EM{kind}"] = fmean(r.scores.exact_match for _, r in found)
+    scores["both@K"] = fmean(set(question.positives) <= set(record.doc_ids) for question, record in records)
+    scores["EM"] = report[method].corpus.answers.exact_match
     return scores
-
-
-def _n_people(question: EvalQuestion) -> int:
-    """The demo's documents are named ``person-relation``."""
-    return len({doc_id.split("-")[0] for doc_id in question.positives})
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -141,27 +141,23 @@ def compound_answer(golds: Golds) -> str:
 
 
 class PartnerMaker:
-    """Gives a passage the second passage of a two-fact question: they share the person or the relation.
+    """Gives a passage the second passage of a two-fact question: another one about the same person.
+
+    Two people in one question (one relation of both) are beyond so small a model: given both passages, it gave both
+    values to 26 % of such questions, and to 89 % of those about one person.
 
     Args:
-        passages: What partners are drawn from: eight about each of at least two people.
+        passages: What partners are drawn from: at least two about each person.
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self._by_person: dict[str, list[Passage]] = {}
-        self._by_relation: dict[str, list[Passage]] = {}
         for passage in passages:
             self._by_person.setdefault(passage.person.name, []).append(passage)
-            self._by_relation.setdefault(passage.relation.noun, []).append(passage)
 
     def pair(self, gold: Passage, rng: random.Random) -> Golds:
-        """The passage, and in half of the cases another one about the person, else one on it about somebody else."""
-        same_person = rng.random() < 0.5
-        among = self._by_person[gold.person.name] if same_person else self._by_relation[gold.relation.noun]
-        partner = gold
-        while partner is gold:
-            partner = pick(rng, among)
-        return gold, partner
+        """The passage, and another one about its person."""
+        return gold, pick(rng, [p for p in self._by_person[gold.person.name] if p is not gold])
 
 
 class CandidateMaker:
