@@ -62,7 +62,7 @@ def draw_stage(stage: StageHistory, path: Path) -> None:
     figure.savefig(path)
 
 
-def _panels(stage: StageHistory) -> list[tuple[str, bool, Callable[[Any], None]]]:
+def _panels(stage: StageHistory) -> list[tuple[str, bool, Callable[[Any], Any]]]:
     """Title, whether there is anything to show, and what draws it."""
     shares = [*stage.names("recall@"), *stage.names("gold_in_candidates")]
     held_out = [*stage.names("recall@", "eval"), *stage.names("exact_match", "eval")]
@@ -76,12 +76,17 @@ def _panels(stage: StageHistory) -> list[tuple[str, bool, Callable[[Any], None]]
             bool(stage.names("score_entropy")),
             lambda a: _plot(a, stage, "score_entropy"),
         ),
-        ("cosine margin of the best", bool(margins), lambda axes: [_plot(axes, stage, name) for name in margins]),
+        ("cosine margin of the best", bool(margins), lambda axes: _each(axes, stage, margins)),
         ("learning rate", bool(stage.names("lr")), lambda axes: axes.plot(*stage.curve("lr"), linewidth=1.6)),
         ("tokens a second, all workers", bool(stage.names("tokens_per_s")), lambda axes: _rate(axes, stage)),
         ("peak memory of a worker (GiB)", bool(stage.names("memory_gib")), lambda axes: _memory(axes, stage)),
         ("seconds of a step", bool(stage.names(_TIME)), lambda axes: _times(axes, stage)),
     ]
+
+
+def _each(axes: Any, stage: StageHistory, names: list[str]) -> None:
+    for name in names:
+        _plot(axes, stage, name)
 
 
 def _plot(axes: Any, stage: StageHistory, name: str, kind: Kind = "train", label: str | None = None) -> None:
@@ -113,8 +118,7 @@ def _loss(axes: Any, stage: StageHistory) -> None:
 
 
 def _shares(axes: Any, stage: StageHistory, shares: list[str], held_out: list[str]) -> None:
-    for name in shares:
-        _plot(axes, stage, name)
+    _each(axes, stage, shares)
     for name in held_out:
         _plot(axes, stage, name, "eval", label=f"{name.replace('_', ' ')}, held out")
     axes.set_ylim(-0.02, 1.02)

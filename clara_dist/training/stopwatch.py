@@ -30,7 +30,7 @@ PARTS = (
 class Stopwatch:
     """Time is always that of one part, from its start to the start of another.
 
-    On a GPU a mark is an event in the stream: nothing waits for it before `lap`. A step has about ten, of some 5 us each.
+    On a GPU a mark is an event in the stream: nothing waits for it before `lap`. A step has about ten, of 5 us each.
 
     Args:
         device: Whose time is taken.
