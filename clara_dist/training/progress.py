@@ -200,7 +200,7 @@ class RunLog:
         except Exception as error:
             self.message(f"WARNING the report could not be written: {type(error).__name__}: {error}")
         else:
-            self.message(f"curves in {folder / REPORT}")
+            self.message(f"curves in report/{REPORT} of the run directory")
 
     def close(self) -> None:
         if self._sink is not None:
