@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from clara_dist.config import StageConfig, TrainConfig
 from clara_dist.data.convert import convert
@@ -24,6 +25,7 @@ from clara_dist.training.batches import StepPlan
 from clara_dist.training.collate import JointCollator
 from clara_dist.training.data import check_run, data_folder, prepare_run, run_tokenizer, summary, table
 from clara_dist.training.loop import run
+from gloo_ranks import run_on_ranks
 
 PARAGRAPHS = {name: [f"{name} was built in 18{i}0.", f" It is {i} m high."] for i, name in enumerate("ABCDEF", 1)}
 
@@ -128,6 +130,13 @@ def test_all_stages_are_prepared_before_the_first_step(make_config: Any, rows_pa
     with pytest.raises(DataError, match=r"bad\.jsonl, line 9: missing docs"):
         run(config.model_copy(update={"stages": (*config.stages, second)}), on_progress=events.append)
     assert not any(event.step for event in events)
+
+
+def test_all_workers_end_if_the_first_cannot_read_the_data(make_config: Any, rows_path: str, tmp_path: Path) -> None:
+    with Path(rows_path).open("a") as file:
+        file.write("{\n")
+    with pytest.raises(ProcessRaisedException, match=r"line 9: invalid JSON|another worker of the run found an error"):
+        run_on_ranks([make_config("bad", workers=2, steps=1)], 2, tmp_path / "rendezvous")
 
 
 def test_what_was_prepared_is_not_read_again(make_config: Any, rows_path: str) -> None:
