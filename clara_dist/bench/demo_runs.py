@@ -16,6 +16,7 @@ import torch
 from clara_dist.config import load_config
 from clara_dist.config.pipeline import PipelineConfig
 from clara_dist.config.training import EngineConfig, StageConfig, TrainConfig
+from clara_dist.config.workers import WorkerRange
 from clara_dist.data.corpus import plan_units
 from clara_dist.data.demo_files import DemoVariant
 from clara_dist.data.questions import read_questions
@@ -129,7 +130,9 @@ def score(config: PipelineConfig, model: str | Path, top_k: int) -> dict[str, fl
 def _serial(run: TrainConfig) -> TrainConfig:
     stages = tuple(stage.model_copy(update={"engine": None}) for stage in run.stages)
     engine = EngineConfig(kind="torch")
-    return run.model_copy(update={"stages": stages, "engine": engine, "workers": 1, "tracker": "none"})
+    return run.model_copy(
+        update={"stages": stages, "engine": engine, "workers": WorkerRange(least=1, most=1), "tracker": "none"}
+    )
 
 
 def _compress(config: PipelineConfig) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from clara_dist.config.base import Config
 from clara_dist.config.deepspeed import conflicts, read_deepspeed_json, stated_fields
 from clara_dist.config.model import Attention, ClaraConfig, Dtype
+from clara_dist.config.workers import WorkerRange
 
 StageName = Literal["base", "compression", "instruct", "joint"]
 EstimatorName = Literal["sequential", "leave_own_out"]
@@ -225,7 +226,9 @@ class TrainConfig(Config):
         run_dir: Checkpoints, logs and models go here: a directory that all workers share, or a URL (``s3://``).
         model: A model directory to start from, or the description of a new model on ``base_model``; the base may be
             the output of a ``base`` stage of this run.
-        workers: Data-parallel workers. ``use_gpu`` None means: if the cluster has GPUs.
+        workers: Data-parallel workers: ``4``, or ``1:4`` for 4 where the cluster has room, and as few as 1 while it has
+            not: a run whose node leaves goes on with those that are left, with the same batches.
+        use_gpu: None means: if the cluster has GPUs.
         search_actors: Actors that share the search of the joint stage's store; all workers ask them. 0: each worker
             searches by itself, which reads the whole store at every step: right as long as the store fits the memory
             of a worker's node beside everything else.
@@ -237,7 +240,7 @@ class TrainConfig(Config):
     model: str | ClaraConfig
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     engine: EngineConfig = EngineConfig()
-    workers: int = Field(1, ge=1)
+    workers: WorkerRange = WorkerRange(least=1, most=1)
     use_gpu: bool | None = None
     cpus_per_worker: float = Field(1, gt=0)
     search_actors: int = Field(0, ge=0)
@@ -252,7 +255,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _batches_divide(self) -> TrainConfig:
         for stage in self.stages:
-            parts = self.workers * stage.gradient_accumulation
+            parts = self.workers.most * stage.gradient_accumulation
             if stage.batch_size % parts:
                 raise ValueError(
                     f"stage {stage.stage}: batch_size {stage.batch_size} is not divisible by "
@@ -267,7 +270,7 @@ class TrainConfig(Config):
                 (stage.engine or self.engine).deepspeed_json,
                 batch_size=stage.batch_size,
                 accumulation=stage.gradient_accumulation,
-                workers=self.workers,
+                workers=self.workers.most,
                 steps=stage.steps,
                 optimizer=stage.optimizer,
             )

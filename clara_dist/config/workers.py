@@ -11,10 +11,10 @@ from clara_dist.config.base import Config
 
 
 class WorkerRange(Config):
-    """A pool of workers, written ``4``, or ``1:8`` for one that grows while all are busy and shrinks at the end.
+    """A pool of workers, written ``4``, or ``1:8`` for one whose size depends on the work and on the cluster's room.
 
     Attributes:
-        least: Workers at the start.
+        least: Workers at least, with which the job starts.
         most: Workers at most.
     """
 

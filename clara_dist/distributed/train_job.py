@@ -40,6 +40,7 @@ from clara_dist.training.run_directory import RunDirectory
 _POLL_S, _REMOTE_POLL_S = 0.25, 3.0
 _WAIT_NOTICE_S = 15.0
 _ABORT_S = 30.0
+_ELASTIC_PLACEMENT_S = 30.0  # Ray takes about 20 s to see that a node is gone
 # Nothing is added to a local Ray: who waits there waits for another job. A cluster may have to buy nodes.
 _START_TIMEOUT_S = {"local": 300.0, "cluster": 3600.0}
 
@@ -82,9 +83,9 @@ def train(
         require_visible(_inputs(config), config.run_dir)
         use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
         config = config.model_copy(update={"use_gpu": use_gpu})
-        require_room(_resources(config), config.workers, f"{config.workers} training workers")
+        require_room(_resources(config), config.workers.least, f"{config.workers.least} training workers")
         if n_actors(config):
-            who = f"{config.workers} training workers and {n_actors(config)} search actors"
+            who = f"{config.workers.least} training workers and {n_actors(config)} search actors"
             require_room({"CPU": local_cpus(config)}, 1, who)
         for failures in range(config.max_failures + 1):
             outcome = _attempt(config, report)
@@ -112,7 +113,7 @@ def run_worker(start: dict[str, Any]) -> dict[str, str]:
 
 def local_cpus(config: TrainConfig) -> float:
     """CPUs that a local Ray needs for the workers and search actors of a run."""
-    return config.workers * config.cpus_per_worker + n_actors(config) * config.cpus_per_search_actor
+    return config.workers.least * config.cpus_per_worker + n_actors(config) * config.cpus_per_search_actor
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -180,8 +181,10 @@ def _attempt(config: TrainConfig, report: OnProgress) -> dict[str, str] | Except
 
 def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.TrainingFailedError:
     """Run Ray Train to its end. A task, so that everything of the run ends with its process."""
-    # The driver gives up sooner, and knows better what to say.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(2 * patience_s)
+    # The driver gives up sooner, and knows better what to say. But elastic workers that were counted before a node's
+    # loss was noticed will never be placed: that attempt is over soon, and the next one counts again.
+    elastic = config.workers.least < config.workers.most
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ELASTIC_PLACEMENT_S if elastic else 2 * patience_s)
     keys = RunDirectory.stage_keys(config)
     with TemporaryDirectory(prefix="clara-ray-") as scratch, searching(config, keys) as searchers:
         return _ray_train(config, searchers, scratch)
@@ -190,12 +193,13 @@ def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.T
 def _ray_train(
     config: TrainConfig, searchers: dict[str, Any], scratch: str
 ) -> dict[str, str] | ray.train.TrainingFailedError:
+    least, most = config.workers.least, config.workers.most
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "searchers": searchers},
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
+            num_workers=most if least == most else (least, most),
             use_gpu=bool(config.use_gpu),
             resources_per_worker=_resources(config),
         ),
@@ -252,7 +256,7 @@ class _Follower:
         self._others = placement_groups()
         self._started = time.monotonic()
         self._notice_s = _WAIT_NOTICE_S
-        self._awaited = f"{config.workers} training worker{'s' if config.workers > 1 else ''}"
+        self._awaited = f"{config.workers} training worker{'s' if config.workers.most > 1 else ''}"
         if n_actors(config):
             self._awaited += f" and {n_actors(config)} search actors"
         report(Progress(f"waiting for {self._awaited} to start"))
@@ -288,10 +292,10 @@ class _Follower:
             self._report(Progress.from_json(line))
 
     def _why(self) -> str:
-        each = _resources(self._config)
-        lacking = shortage(each, self._config.workers)
+        each, count = _resources(self._config), self._config.workers.least
+        lacking = shortage(each, count)
         if lacking is not None:
             return f"nodes must be added, for {lacking}" if not is_local() else lacking
         # A group of our own that is there holds what the workers need.
         placed = any(s == "CREATED" for key, s in placement_groups().items() if key not in self._others)
-        return (None if placed else holders(each, self._config.workers)) or "each needs a process, and its imports"
+        return (None if placed else holders(each, count)) or "each needs a process, and its imports"

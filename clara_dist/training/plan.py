@@ -142,7 +142,7 @@ def plan_run(config: TrainConfig, lengths: Mapping[str, DataLengths]) -> RunPlan
         engine = stage.engine or config.engine
         base = stage.base_dir if stage.stage == "base" and stage.base_dir else _base_source(config, model)
         meta = MetaModel(model.model_copy(update={"base_model": base}), engine.dtype)
-        stages.append(_stage_plan(key, stage, engine, config.workers, model, meta, lengths.get(key)))
+        stages.append(_stage_plan(key, stage, engine, config.workers.most, model, meta, lengths.get(key)))
     return RunPlan(model, meta.sizes, tuple(stages))
 
 

@@ -116,7 +116,7 @@ def test_a_file_may_hold_only_what_differs_from_another(run_file: Path, tmp_path
     )
     config = load_config(TrainConfig, last, ["workers=8"])
     assert config.model == ClaraConfig(base_model="base", n_memory_tokens=4, doc_max_tokens=32)
-    assert config.workers == 8
+    assert config.workers.most == 8
     assert [stage.data for stage in config.stages] == ["d.jsonl"]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from clara_dist.config.pipeline import PipelineConfig
 from clara_dist.config.training import StageConfig, TrainConfig
+from clara_dist.config.workers import WorkerRange
 from clara_dist.data.corpus import plan_units
 from clara_dist.data.demo_files import DemoSizes, write_demo
 from clara_dist.distributed.actor_pool import map_serially
@@ -39,7 +40,7 @@ def small(run: TrainConfig) -> TrainConfig:
     """The demo's run with the small world's steps, on one worker and the torch engine; no instruct stage."""
     stages = tuple(small_stage(stage) for stage in run.stages if stage.stage in STEPS)
     engine = run.engine.model_copy(update={"kind": "torch"})
-    return run.model_copy(update={"stages": stages, "workers": 1, "engine": engine, "tracker": "none"})
+    return run.model_copy(update={"stages": stages, "workers": WorkerRange(least=1, most=1), "engine": engine, "tracker": "none"})
 
 
 def small_stage(stage: StageConfig) -> StageConfig:
