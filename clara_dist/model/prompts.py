@@ -105,6 +105,18 @@ class PromptTemplate:
             ids += self._plain.encode(text, at_start=i == 0)
         return ids
 
+    def answer_ids(self, system: str, user: str, answer: str) -> list[int]:
+        """Ids of what follows on the generation prompt: an answer and the token that closes it, tokenised by itself."""
+        prompt, whole = (self._render(system, user, answered) for answered in (False, True))
+        text = answer.strip() if self._trims else answer
+        ids: list[int] = []
+        for part in self._parse(whole.removeprefix(prompt), True):
+            if part.token_id is not None:
+                ids.append(part.token_id)
+            else:
+                ids += self._plain.encode(part.text.replace(field("answer"), text), at_start=False)
+        return ids
+
     def _render(self, system: str, user: str, answered: bool) -> str:
         if system and not self._has_system_role:
             system, user = "", f"{system}\n{user}"

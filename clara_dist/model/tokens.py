@@ -205,13 +205,13 @@ class ClaraTokenizer:
     ) -> TokenizedPrompt:
         prompt = self._prompt_ids(task, k, fields)
         whole = self._template.ids(*self._messages(task, k), fields | {"answer": answer}, answered=True)
-        self._require_fit(len(prompt) + 1 if cut_answer else len(whole))
-        # A token may straddle the border between prompt and answer; then supervision starts with that token.
-        same = 0
-        while same < min(len(prompt), len(whole) - 1) and prompt[same] == whole[same]:
-            same += 1
-        limit = self.config.max_prompt_tokens
-        return TokenizedPrompt(whole[:same], whole[same:limit], len(whole) > limit)
+        answer_ids = whole[len(prompt) :]
+        if whole[: len(prompt)] != prompt:
+            # A token of the whole straddles the border, as it never will in front of an answer that is being written.
+            answer_ids = self._template.answer_ids(*self._messages(task, k), answer)
+        self._require_fit(len(prompt) + (1 if cut_answer else len(answer_ids)))
+        room = self.config.max_prompt_tokens - len(prompt)
+        return TokenizedPrompt(prompt, answer_ids[:room], len(answer_ids) > room)
 
     def _require_fit(self, n_tokens: int) -> None:
         if n_tokens > self.config.max_prompt_tokens:
