@@ -40,7 +40,9 @@ def small(run: TrainConfig) -> TrainConfig:
     """The demo's run with the small world's steps, on one worker and the torch engine; no instruct stage."""
     stages = tuple(small_stage(stage) for stage in run.stages if stage.stage in STEPS)
     engine = run.engine.model_copy(update={"kind": "torch"})
-    return run.model_copy(update={"stages": stages, "workers": WorkerRange(least=1, most=1), "engine": engine, "tracker": "none"})
+    return run.model_copy(
+        update={"stages": stages, "workers": WorkerRange(least=1, most=1), "engine": engine, "tracker": "none"}
+    )
 
 
 def small_stage(stage: StageConfig) -> StageConfig:
