@@ -26,6 +26,8 @@ _FRAME_TOKENS = 3  # <ENC>, bos, eos around a text that is encoded
 _ANSWER_TOKENS = 64  # where nothing is known of the answers
 _DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _ADAM_BYTES = 8  # two fp32 moments a weight
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "candidates")
+_COLUMNS = (*_PARTS, "total", "host")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class MemoryPlan:
         activations: What autograd keeps of all forward passes of a micro-batch.
         logits: Of the answer positions, no others.
         candidates: Memories that the joint stage chooses from.
+        host: In CPU memory instead, and not part of the total: what is offloaded.
     """
 
     weights: float
@@ -64,10 +67,11 @@ class MemoryPlan:
     activations: float
     logits: float
     candidates: float
+    host: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.candidates
+        return sum(getattr(self, name) for name in _PARTS)
 
 
 @dataclass(frozen=True)
@@ -260,19 +264,25 @@ def _step_bytes(
 
 
 def _state_bytes(n_weights: int, n_trained: int, engine: EngineConfig, zero: int, workers: int) -> dict[str, float]:
-    """Weights, gradients and optimiser state on one of ``workers``.
+    """Weights, gradients and optimiser state of one of ``workers``.
 
     ZeRO 1 divides the optimiser state over the workers, 2 the gradients too, 3 the weights too, frozen ones included.
+    What the configuration offloads is in CPU memory under the ZeRO stages that can.
     """
     size = _DTYPE_BYTES[engine.dtype]
-    trained_size = size if engine.kind == "deepspeed" else 4  # the torch engine trains in fp32 whatever the base has
+    # The torch engine and ZeRO 0 train in fp32, whatever the base has.
+    trained_size = size if engine.kind == "deepspeed" and zero > 0 else 4
     copy = 4 if trained_size < 4 else 0
     share = [1 / workers if zero >= stage else 1.0 for stage in (1, 2, 3)]
-    return {
+    parts = {
         "weights": share[2] * ((n_weights - n_trained) * size + n_trained * trained_size),
         "gradients": share[1] * n_trained * trained_size,
         "optimizer": share[0] * n_trained * (_ADAM_BYTES + copy),
     }
+    away = {"none": (), "optimizer": ("optimizer",), "all": ("optimizer", "weights")}[engine.offload]
+    moved = [name for name in away if zero == 3 or (zero > 0 and engine.offload == "optimizer")]
+    host = sum(parts[name] for name in moved)
+    return parts | dict.fromkeys(moved, 0.0) | {"host": host}
 
 
 def table(plan: RunPlan) -> str:
@@ -298,16 +308,13 @@ def table(plan: RunPlan) -> str:
             f"  tokens  {tokens}",
             f"  longest {stage.longest.encoded} tokens encoded, {stage.longest.prompt} in a prompt,"
             f" {stage.longest.answer} in an answer",
-            f"  {'GB a worker':<14}" + "".join(f"{name:>13}" for name in (*_PARTS, "total")),
+            f"  {'GB a worker':<14}" + "".join(f"{name:>13}" for name in _COLUMNS),
         ]
         for zero, memory in stage.memory.items():
             mark = " <-" if zero == stage.zero_stage else ""
-            values = [getattr(memory, name) for name in (*_PARTS, "total")]
+            values = [getattr(memory, name) for name in _COLUMNS]
             lines.append(f"  {f'ZeRO {zero}':<14}" + "".join(f"{value / 1e9:>13.3f}" for value in values) + mark)
     return "\n".join(lines)
-
-
-_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "candidates")
 
 
 def to_json(plan: RunPlan) -> dict[str, Any]:

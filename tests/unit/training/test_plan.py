@@ -57,9 +57,9 @@ def test_memory_by_zero_stage(tiny_base_dir: Path) -> None:
     joint = plan_run(make_config(tiny_base_dir), {}).stages[1]
     n, trained = sum(joint.frozen.values()), sum(joint.trained.values())
     state = {zero: (m.weights, m.gradients, m.optimizer) for zero, m in joint.memory.items()}
-    # bfloat16: 2 bytes a weight and gradient; fp32 copy and two moments, 12 bytes.
+    # bfloat16: 2 bytes a weight and gradient; fp32 copy and two moments, 12 bytes. ZeRO 0 trains in fp32.
     assert state == {
-        0: (2 * (n + trained), 2 * trained, 12 * trained),
+        0: (2 * n + 4 * trained, 4 * trained, 8 * trained),
         1: (2 * (n + trained), 2 * trained, 6 * trained),
         2: (2 * (n + trained), trained, 6 * trained),
         3: (n + trained, trained, 6 * trained),
@@ -70,6 +70,20 @@ def test_memory_by_zero_stage(tiny_base_dir: Path) -> None:
     parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits, memory.candidates)
     assert memory.total == sum(parts)
     assert joint.zero_stage == 2
+
+
+def test_what_is_offloaded_is_in_cpu_memory(tiny_base_dir: Path) -> None:
+    plain = plan_run(make_config(tiny_base_dir), {}).stages[1].memory
+    engine = EngineConfig(zero_stage=2, dtype="bfloat16", offload="optimizer")
+    away = plan_run(make_config(tiny_base_dir, engine=engine), {}).stages[1].memory
+    assert {zero: (m.optimizer, m.host) for zero, m in away.items()} == {
+        0: (plain[0].optimizer, 0),  # ZeRO 0 cannot
+        **{zero: (0, plain[zero].optimizer) for zero in (1, 2, 3)},
+    }
+    assert away[2].total == plain[2].total - plain[2].optimizer
+    engine = EngineConfig(zero_stage=3, dtype="bfloat16", offload="all")
+    memory = plan_run(make_config(tiny_base_dir, engine=engine), {}).stages[1].memory[3]
+    assert (memory.weights, memory.optimizer, memory.host) == (0, 0, plain[3].weights + plain[3].optimizer)
 
 
 def test_the_torch_engine_keeps_its_trained_weights_in_fp32(tiny_base_dir: Path) -> None:
