@@ -97,6 +97,14 @@ class ClusterError(ClaraError):
     """The Ray cluster lacks what the job needs, or a worker failed beyond its retries."""
 
 
+class SynthesisError(ClaraError):
+    """The endpoint gave no usable answer for one document."""
+
+
+class EndpointError(SynthesisError):
+    """The endpoint would refuse every document: a wrong key, an unknown model, a used-up quota. It ends the job."""
+
+
 class RequestError(ClaraError):
     """A client's request cannot be served.
 

@@ -26,6 +26,7 @@ INTERNAL = {
     "inference": {"model", "retrieval", "store", "core"},
     "evaluation": {"inference", "model", "retrieval", "data", "core"},
     "planning": {"data"},
+    "synthesis": {"data"},
 }
 ANYTHING = {"distributed", "cli", "bench"}
 # layer -> the only packages outside the standard library; a layer that is not named may use any but ray
