@@ -47,7 +47,7 @@ class EndpointConfig(Config):
     api_key_env: str = Field("OPENAI_API_KEY", min_length=1)
     api_key_file: str | None = None
     timeout_s: float = Field(60.0, gt=0)
-    max_retries: int = Field(6, ge=0)
+    max_retries: int = Field(6, ge=0, le=100)
     backoff_s: float = Field(1.0, gt=0)
     max_backoff_s: float = Field(60.0, gt=0)
     max_retry_after_s: float = Field(600.0, gt=0)
@@ -63,7 +63,7 @@ class EndpointConfig(Config):
     @classmethod
     def _plain_url(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("expected http://HOST[:PORT]/v1 or https://...")
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("must hold no user, password or query: name the key by api_key_env or api_key_file")

@@ -1,4 +1,4 @@
-"""Training data for the compression stage, written by a language model: see arXiv 2511.18659. Imports no ray, no torch."""
+"""Training data for the compression stage, written by a language model (arXiv 2511.18659). Imports no ray, no torch."""
 
 from clara_dist.synthesis.client import ChatClient, Completion
 from clara_dist.synthesis.document import Synthesized, Synthesizer

@@ -133,9 +133,15 @@ class ChatClient:
                 if each is not None:
                     each.add(call.usage)
 
+    def count_malformed(self, meter: Meter) -> None:
+        """Count an answer whose text was of no use to who asked for it."""
+        for each in (self._meter, meter):
+            each.add(Usage(malformed=1))
+
     async def _complete(self, body: dict[str, Any], call: Meter) -> Completion:
         config = self._config
-        for attempt in range(config.max_retries + 1):
+        attempt = 0
+        while True:
             if attempt:
                 # Full jitter: clients that failed together must not come back together.
                 bound = min(config.max_backoff_s, config.backoff_s * 2 ** (attempt - 1))
@@ -144,25 +150,28 @@ class ChatClient:
             if isinstance(result, _Answer):
                 choice = result.choices[0]
                 return Completion(choice.message.content or "", choice.finish_reason, call.usage)
-            if result.final != "no":
-                self._give_up(result)
+            attempt += 1
+            if result.final != "no" or attempt > config.max_retries:
+                raise self._error_of(result)
             if result.retry_after_s is not None:
                 self._limiter.pause(result.retry_after_s)
-        raise SynthesisError(
+
+    def _error_of(self, failed: _Failed) -> SynthesisError:
+        config = self._config
+        if failed.final == "job":
+            key = config.api_key_file or config.api_key_env
+            return EndpointError(
+                f"{config.base_url} cannot be worked with",
+                got=failed.reason,
+                hint=f"check base_url, model ({config.model}), the API key ({key}) and its quota",
+            )
+        if failed.final == "document":
+            return SynthesisError(f"{config.base_url} refuses a request", got=failed.reason)
+        return SynthesisError(
             f"no answer from {config.base_url} in {config.max_retries + 1} requests",
-            got=result.reason,
+            got=failed.reason,
             hint="raise max_retries or timeout_s, or lower max_concurrency or requests_per_minute",
         )
-
-    def _give_up(self, failed: _Failed) -> None:
-        if failed.final == "job":
-            raise EndpointError(
-                f"{self._config.base_url} cannot be worked with",
-                got=failed.reason,
-                hint=f"check base_url, model ({self._config.model}), the API key "
-                f"({self._config.api_key_file or self._config.api_key_env}) and its quota",
-            )
-        raise SynthesisError(f"{self._config.base_url} refuses a request", got=failed.reason)
 
     async def _send(self, body: dict[str, Any], call: Meter, *, retry: bool) -> _Answer | _Failed:
         """Send a request once it is admitted, and count it."""
@@ -255,7 +264,7 @@ def read_api_key(config: EndpointConfig, environ: Mapping[str, str]) -> str | No
 
 def _estimated_tokens(body: Mapping[str, Any]) -> float:
     prompt = sum(len(message["content"].encode("utf-8")) for message in body["messages"]) / _BYTES_PER_TOKEN
-    return prompt + body.get("max_tokens", _UNBOUNDED_ANSWER_TOKENS)
+    return prompt + body.get("max_tokens", body.get("max_completion_tokens", _UNBOUNDED_ANSWER_TOKENS))
 
 
 def _tokens_of(answer: _Answer) -> _Tokens | None:
