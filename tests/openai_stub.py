@@ -179,36 +179,23 @@ class _Handler(BaseHTTPRequestHandler):
             stub.calls.append(call)
             stub.under_way += 1
             stub.most_at_a_time = max(stub.most_at_a_time, stub.under_way)
-        try:
-            found = self.path == "/v1/chat/completions"
-            self._answer(call, type(self).behaviour(call) if found else refusal(404, f"no such path: {self.path}"))
-        finally:
-            with stub.lock:
-                stub.under_way -= 1
-
-    def _answer(self, call: Call, reply: Reply) -> None:
-        stub = self.stub
-        with stub.lock:
-            stub.acts[reply.act] += 1
+        found = self.path == "/v1/chat/completions"
+        reply = type(self).behaviour(call) if found else refusal(404, f"no such path: {self.path}")
         if reply.act == "hang":
             stub.closing.wait()
-        if reply.act == "reset":
+        answer = self._completion(call, reply) if reply.act == "answer" else b""
+        # All is counted before the answer leaves: the client goes on at once, and so may the test.
+        with stub.lock:
+            stub.under_way -= 1
+            stub.acts[reply.act] += 1
+            stub.statuses[reply.status] += reply.act == "answer"
+        if reply.act == "answer":
+            self._send(reply, answer)
+        else:
             # A linger of 0 seconds makes the kernel send a reset, not an orderly end.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if reply.act != "answer":
             self.close_connection = True
             self.connection.close()
-            return
-        body = reply.body if reply.text is None else json.dumps(self._completion(call, reply))
-        with stub.lock:
-            stub.statuses[reply.status] += 1
-            # Before the answer has left: the client goes on at once, and so may the test.
-            stub.under_way -= 1
-        try:
-            self._send(reply, body.encode())
-        finally:
-            with stub.lock:
-                stub.under_way += 1
 
     def _send(self, reply: Reply, body: bytes) -> None:
         self.send_response(reply.status)
@@ -218,8 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _completion(self, call: Call, reply: Reply) -> dict[str, Any]:
-        assert reply.text is not None
+    def _completion(self, call: Call, reply: Reply) -> bytes:
+        if reply.text is None:
+            return reply.body.encode()
         message = {"role": "assistant", "content": reply.text}
         completion: dict[str, Any] = {
             "id": f"chatcmpl-{call.index}",
@@ -234,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.stub.completion_tokens += usage["completion_tokens"]
             else:
                 self.stub.without_usage += 1
-        return {**completion, "usage": usage} if reply.with_usage else completion
+        return json.dumps({**completion, "usage": usage} if reply.with_usage else completion).encode()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the tests' output is theirs."""

@@ -94,7 +94,15 @@ def parse_missing(text: str) -> list[str]:
         MalformedAnswer: It is no such JSON, or has an empty text.
     """
     facts = [_text(f"missing[{i}]", fact) for i, fact in enumerate(_parse(text, _Missing).missing)]
-    return list({normalized(fact): fact for fact in reversed(facts)}.values())[::-1]
+    return distinct(facts)
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Each text once, see `normalized`: the first of those that are equal."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(normalized(text), text)
+    return list(found.values())
 
 
 def normalized(text: str) -> str:

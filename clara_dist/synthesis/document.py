@@ -12,7 +12,7 @@ from clara_dist.synthesis import prompts
 from clara_dist.synthesis.answers import (
     MalformedAnswer,
     Pair,
-    normalized,
+    distinct,
     parse_missing,
     parse_pairs,
     parse_paraphrases,
@@ -86,11 +86,10 @@ class Synthesizer:
             raise
         except SynthesisError as error:
             return Synthesized(doc_id, (), (), 0, meter.usage, failure=str(error))
-        missing = {normalized(fact): fact for part in parts for fact in part.missing}
         return Synthesized(
             doc_id,
             rows=tuple(row for part in parts for row in part.rows),
-            missing=tuple(missing.values()),
+            missing=tuple(distinct(fact for part in parts for fact in part.missing)),
             rounds=max(part.rounds for part in parts),
             usage=meter.usage,
         )
