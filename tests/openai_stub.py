@@ -123,13 +123,15 @@ def _between(text: str, tag: str) -> str:
 class Stub:
     """A running endpoint, and what it saw and sent.
 
-    ``prompt_tokens`` and ``completion_tokens`` are sums over the answers that said them; a token is a word.
+    ``completions`` are the chat completions among its answers. ``prompt_tokens`` and ``completion_tokens`` are sums
+    over those that said them; a token is a word.
     """
 
     url: str
     calls: list[Call] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     acts: Counter[str] = field(default_factory=Counter)
+    completions: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     without_usage: int = 0
@@ -217,6 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         usage = {"prompt_tokens": len(call.prompt.split()), "completion_tokens": len(reply.text.split())}
         with self.stub.lock:
+            self.stub.completions += 1
             if reply.with_usage:
                 self.stub.prompt_tokens += usage["prompt_tokens"]
                 self.stub.completion_tokens += usage["completion_tokens"]
