@@ -13,11 +13,16 @@ import yaml
 from clara_dist.cli import app
 from clara_dist.config import ClaraConfig, TrainConfig
 from clara_dist.config.compress import CompressConfig
+from clara_dist.config.pipeline import PipelineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # `compression_rate` is another way to give n_memory_tokens.
-SETTINGS = {"init": {*ClaraConfig.model_fields, "compression_rate"}, "compress": set(CompressConfig.model_fields)}
+SETTINGS = {
+    "init": {*ClaraConfig.model_fields, "compression_rate"},
+    "compress": set(CompressConfig.model_fields),
+    "train": {*TrainConfig.model_fields, *PipelineConfig.model_fields},
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -43,7 +48,7 @@ def test_command_exists_with_its_flags(line: str) -> None:
     assert {word for word in words if word.startswith("--")} <= flags.keys()
     values = {i + 1 for i, word in enumerate(words) if word in flags and not flags[word].is_flag}
     free = [word for i, word in enumerate(words) if i not in values and not word.startswith("-")]
-    settings = {word.partition("=")[0] for word in free if "=" in word}
+    settings = {re.split(r"[.=]", word)[0] for word in free if "=" in word}
     assert settings <= SETTINGS.get(name, set())
 
 
