@@ -66,7 +66,7 @@ def bench_estimators(
     """
     from clara_dist.bench.estimators import EstimatorBench, run_bench
 
-    settings = EstimatorBench(work_dir=work_dir, seeds=tuple(seed or [21, 22]), n_diagnosed=diagnosed)
+    settings = EstimatorBench(work_dir=work_dir, seeds=tuple(seed or [23, 24]), n_diagnosed=diagnosed)
     print(run_bench(settings, output))
     print(f"figures: {output}")
 

@@ -66,5 +66,5 @@ def test_recall_counts_documents_not_passages():
 def test_a_document_that_the_store_lacks(tiny_clara_dir: Path, bank: MemoryBank):
     clara = ClaraModel.from_pretrained(tiny_clara_dir)
     collate = JointCollator(clara.tokenizer, bank)
-    with pytest.raises(DataError, match="1 of one question, first: 'nowhere'"):
+    with pytest.raises(DataError, match="1 of 2, first: 'nowhere'"):
         collate([Example("Who?", "Ada", candidate_ids=("b", "nowhere"))], StepPlan(1, from_corpus=False))
