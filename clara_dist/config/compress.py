@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clara_dist.config.corpus import CorpusConfig, parse_pairs
+from clara_dist.config.corpus import SurveyedCorpusConfig, beside, parse_pairs
 from clara_dist.config.model import Attention, Dtype, Quantization
 from clara_dist.config.workers import WorkerRange
 from clara_dist.errors import ConfigError
@@ -25,17 +25,14 @@ def default_overlap_tokens(doc_max_tokens: int) -> int:
     return min(_OVERLAP_TOKENS, doc_max_tokens // 4)
 
 
-class CompressConfig(CorpusConfig):
-    """A corpus becomes a memory store; for the fields of the corpus see `CorpusConfig`.
+class CompressConfig(SurveyedCorpusConfig):
+    """A corpus becomes a memory store; for the fields of the corpus see `SurveyedCorpusConfig`.
 
     Attributes:
         model: Model directory. ``base_model`` overrides where its base LLM is.
         store: Where the store goes: a directory that every worker sees, or a URL.
         metadata_columns: Metadata that becomes typed columns, for filters; also written ``year:int64``. One that is in
             neither the row's metadata nor ``metadata_fields`` is looked for at the top of the row.
-        on_duplicate: What a doc_id that stands twice means: an ``error`` before anything is compressed, or that the
-            ``first`` or ``last`` row in the order of the corpus is kept. The others are rejects, and count as such. A
-            repeated text, where texts name the documents, is no duplicate and never a reject: it is kept once.
         address: Ray cluster, see `session.connect`; None asks ``RAY_ADDRESS``, else starts a local Ray.
         workers: Compressor actors, ``4`` or ``1:8``; each has its own copy of the model.
         cpus_per_worker: CPUs of an actor; its torch threads if it computes on them.
@@ -53,9 +50,6 @@ class CompressConfig(CorpusConfig):
         shard_size_bytes: About the size of a shard, which is what one task reads, compresses and writes.
         rows_per_shard: Rows of the corpus in a shard, fewer where they are long; None follows from
             ``shard_size_bytes``.
-        rejects: Where rejected rows are listed (jsonl); None means ``STORE.rejects.jsonl``.
-        max_rejects: More rejected rows than this fail the job before anything is compressed: below 1 a fraction of all
-            rows, from 1 on a count.
         overwrite: Write a new version of a store that holds another corpus or was made by another model. Without it
             such a store is left alone, with an error. An unfinished job is resumed either way.
         append: Add the corpus to what the store holds, in a new version; a store that does not exist is made.
@@ -81,9 +75,6 @@ class CompressConfig(CorpusConfig):
     passage_overlap_tokens: int | None = Field(None, ge=0)
     shard_size_bytes: int = Field(256 << 20, ge=1)
     rows_per_shard: int | None = Field(None, ge=1)
-    rejects: str | None = None
-    max_rejects: float = Field(0.01, ge=0)
-    on_duplicate: Literal["error", "first", "last"] = "first"
     overwrite: bool = False
     append: bool = False
     on_existing: Literal["error", "skip", "replace"] = "error"
@@ -101,11 +92,7 @@ class CompressConfig(CorpusConfig):
 
     @property
     def rejects_path(self) -> str:
-        if self.rejects is not None:
-            return self.rejects
-        # The options of a URL, such as its endpoint, stay at the end.
-        place, mark, options = self.store.partition("?") if "://" in self.store else (self.store, "", "")
-        return f"{place.rstrip('/')}.rejects.jsonl{mark}{options}"
+        return self.rejects or beside(self.store, ".rejects.jsonl")
 
     def shard_bounds(self, memory_size_bytes: int, doc_max_tokens: int) -> tuple[int, int]:
         """Rows of the corpus in a shard, and bytes of text; the one that is reached first ends it.
@@ -137,7 +124,3 @@ class CompressConfig(CorpusConfig):
                 expected=f"at most {doc_max_tokens // 2}, half of the model's doc_max_tokens",
             )
         return overlap
-
-    def allowed_rejects(self, n_rows: int) -> int:
-        """How many of ``n_rows`` rows may be rejected."""
-        return int(self.max_rejects * n_rows if self.max_rejects < 1 else self.max_rejects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -45,3 +46,35 @@ class CorpusConfig(Config):
     @classmethod
     def _parse_fields(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else parse_pairs(value, "=")
+
+
+class SurveyedCorpusConfig(CorpusConfig, ABC):
+    """A corpus whose bad rows and repeated ids are found before a job does anything with it.
+
+    Attributes:
+        on_duplicate: What a doc_id that stands twice means: an ``error`` before any work, or that the ``first`` or
+            ``last`` row in the order of the corpus is kept. The others are rejects, and count as such. A repeated
+            text, where texts name the documents, is no duplicate and never a reject: it is kept once.
+        rejects: Where rejected rows are listed (jsonl); None: beside what the job writes, with ``.rejects.jsonl``.
+        max_rejects: More rejected rows than this fail the job before any work: below 1 a fraction of all rows, from 1
+            on a count.
+    """
+
+    on_duplicate: Literal["error", "first", "last"] = "first"
+    rejects: str | None = None
+    max_rejects: float = Field(0.01, ge=0)
+
+    @property
+    @abstractmethod
+    def rejects_path(self) -> str:
+        """Where rejected rows are listed."""
+
+    def allowed_rejects(self, n_rows: int) -> int:
+        """How many of ``n_rows`` rows may be rejected."""
+        return int(self.max_rejects * n_rows if self.max_rejects < 1 else self.max_rejects)
+
+
+def beside(path: str, ending: str) -> str:
+    """A path with more at its end; the options of a URL, such as its endpoint, stay behind it."""
+    place, mark, options = path.partition("?") if "://" in path else (path, "", "")
+    return f"{place.rstrip('/')}{ending}{mark}{options}"

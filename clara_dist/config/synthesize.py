@@ -1,4 +1,4 @@
-"""Settings of data synthesis: which endpoint writes, and what it writes of each document."""
+"""Settings of data synthesis: which endpoint writes, what it writes of each document, and the job over a corpus."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from clara_dist.config.base import Config
+from clara_dist.config.corpus import SurveyedCorpusConfig, beside
 
 # What a prompt of one's own must hold, so that it says all that the built-in one says.
 _PLACEHOLDERS = {
@@ -116,3 +117,68 @@ class SynthesisConfig(Config):
             if missing:
                 raise ValueError(f"{name} lacks {' and '.join(missing)}")
         return self
+
+
+class SynthesizeConfig(SurveyedCorpusConfig):
+    """A corpus becomes rows for the compression stage; for the fields of the corpus see `SurveyedCorpusConfig`.
+
+    Attributes:
+        output: The rows, as JSON lines in the order of the corpus: a file that every worker's node sees, or a URL.
+            Beside it stand ``.failures.jsonl``, ``.summary.json``, ``.rejects.jsonl`` and the folder ``.work``, which
+            keeps each document's rows for later runs.
+        endpoint: Who writes. Its limits are those of the whole job.
+        synthesis: What is written of each document.
+        address: Ray cluster, see `session.connect`; None asks ``RAY_ADDRESS``, else starts a local Ray.
+        workers: Worker processes at most; each has its share of the endpoint's limits. One can keep hundreds of
+            requests under way: more are for a corpus that one process cannot read or check fast enough.
+        cpus_per_worker: CPUs that each reserves.
+        rows_per_unit: Rows of the corpus in one unit of work, at most; a unit is one file in the folder ``.work``.
+        max_documents: Only so many documents, the first of the corpus.
+        max_tokens_total: Begin no document once so many tokens (prompts and answers, those of earlier runs with the
+            same settings included) have been spent. Units under way are finished, so it is a little more in the end.
+        max_failures: Fraction of the documents that may fail. Above it the job ends with an error.
+        price_per_million_prompt_tokens: For the cost in the summary; in any currency.
+        price_per_million_completion_tokens: The same of answers.
+    """
+
+    output: str = Field(min_length=1)
+    endpoint: EndpointConfig
+    synthesis: SynthesisConfig = SynthesisConfig()
+    address: str | None = None
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    rows_per_unit: int = Field(4, ge=1)
+    max_documents: int | None = Field(None, ge=1)
+    max_tokens_total: int | None = Field(None, ge=1)
+    max_failures: float = Field(0.05, ge=0, le=1)
+    price_per_million_prompt_tokens: float | None = Field(None, ge=0)
+    price_per_million_completion_tokens: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _knows_both_prices(self) -> SynthesizeConfig:
+        if (self.price_per_million_prompt_tokens is None) != (self.price_per_million_completion_tokens is None):
+            raise ValueError("a cost needs both prices: of prompt tokens and of completion tokens")
+        return self
+
+    @property
+    def rejects_path(self) -> str:
+        return self.rejects or beside(self.output, ".rejects.jsonl")
+
+    @property
+    def failures_path(self) -> str:
+        return beside(self.output, ".failures.jsonl")
+
+    @property
+    def summary_path(self) -> str:
+        return beside(self.output, ".summary.json")
+
+    @property
+    def work_dir(self) -> str:
+        return beside(self.output, ".work")
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float | None:
+        """What so many tokens cost; None without prices."""
+        if self.price_per_million_prompt_tokens is None or self.price_per_million_completion_tokens is None:
+            return None
+        per_million = prompt_tokens * self.price_per_million_prompt_tokens
+        return (per_million + completion_tokens * self.price_per_million_completion_tokens) / 1e6

@@ -106,7 +106,14 @@ def run(
     started = time.monotonic()
     costs = JobCosts(metrics)
     with costs.phase("scan"):
-        survey = survey_corpus(config, units, scan_on)
+        survey = survey_corpus(
+            config,
+            units,
+            scan_on,
+            columns=config.metadata_columns,
+            passages=config.long_documents == "split",
+            keep_hashes=config.append and config.on_existing == "error",
+        )
     if metrics is not None:
         metrics.rejects(survey.n_rejected)
     with costs.phase("load_model"):

@@ -1,18 +1,16 @@
-"""The driver's look at a whole corpus before anything is compressed: bad rows, repeated ids, and the list of both."""
+"""The driver's look at a whole corpus before any work on it: bad rows, repeated ids, and the list of both."""
 
 from __future__ import annotations
 
-import mmap
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from clara_dist.config.compress import CompressConfig
+from clara_dist.config.corpus import SurveyedCorpusConfig
 from clara_dist.data.corpus import CorpusUnit, UnitDuplicates, UnitScan, find_duplicates
 from clara_dist.data.corpus.passage_names import require_distinct_names
 from clara_dist.distributed.actor_pool import Mapper
@@ -48,21 +46,37 @@ class Survey:
         return sum(self.documents)
 
 
-def survey_corpus(config: CompressConfig, units: Sequence[CorpusUnit], scan_on: Mapper) -> Survey:
+def survey_corpus(
+    config: SurveyedCorpusConfig,
+    units: Sequence[CorpusUnit],
+    scan_on: Mapper,
+    *,
+    columns: Mapping[str, str] | None = None,
+    passages: bool = False,
+    keep_hashes: bool = False,
+) -> Survey:
     """Scan a corpus, list its rejects, and see whether the job may go on.
 
     Memory: 24 bytes a document at most (a 128-bit hash of its id, and half of it once more to sort), 4 more in units
     with bad rows or blank lines. The rejects wait on disk.
 
+    Args:
+        config: The corpus, and what of it may be bad.
+        units: Its units.
+        scan_on: Who reads them.
+        columns: Metadata that must fit typed columns, see `MetadataCheck`.
+        passages: Documents may be split into passages, whose names must not be taken.
+        keep_hashes: Fill `Survey.id_hashes`.
+
     Raises:
         DataError: The corpus cannot be read; too many rows are bad or none is good; or a doc_id stands twice, and
             ``on_duplicate`` is ``error``.
     """
-    refuse = MetadataCheck(config.metadata_columns)
+    refuse = MetadataCheck(columns or {})
     with _RejectSpool() as spool:
         scans = _scan(units, scan_on, refuse, spool)
         duplicates = find_duplicates(scans, "last" if config.on_duplicate == "last" else "first")
-        if config.long_documents == "split":
+        if passages:
             require_distinct_names(units, scans)
         n_bad = sum(scan.n_rejected for scan in scans)
         examples = _list_duplicates(units, scans, duplicates, scan_on, refuse, spool)
@@ -75,12 +89,12 @@ def survey_corpus(config: CompressConfig, units: Sequence[CorpusUnit], scan_on: 
         n_rejected=n_bad + n_losers,
         n_repeated=sum(repeated),
         id_hashes=[np.delete(scan.id_hashes, _ordinals(duplicates.get(scan.index)), axis=0) for scan in scans]
-        if config.append and config.on_existing == "error"
+        if keep_hashes
         else [],
     )
     if config.on_duplicate == "error" and n_losers:
         raise DataError(
-            "doc_ids stand twice in the corpus; nothing was compressed",
+            "doc_ids stand twice in the corpus; nothing was done",
             got="\n    ".join([f"{n_losers} rows, listed in {config.rejects_path}", *examples]),
             expected="each doc_id once",
             hint="correct the corpus, or keep one row of each id: on_duplicate=first or on_duplicate=last",
@@ -131,12 +145,12 @@ def _ordinals(found: UnitDuplicates | None) -> tuple[int, ...]:
     return () if found is None else tuple(found.ordinals.tolist())
 
 
-def _require_acceptable(config: CompressConfig, found: Survey) -> None:
+def _require_acceptable(config: SurveyedCorpusConfig, found: Survey) -> None:
     n_rows = found.n_documents + found.n_rejected
     allowed = config.allowed_rejects(n_rows)
     if found.n_rejected > allowed:
         raise DataError(
-            "too many rows of the corpus are bad; nothing was compressed",
+            "too many rows of the corpus are bad; nothing was done",
             got=f"{found.n_rejected} of {n_rows} rows, listed in {config.rejects_path}",
             expected=f"at most {allowed} (max_rejects={config.max_rejects:g})",
             hint="correct the rows, or raise max_rejects",
@@ -171,12 +185,7 @@ class _RejectSpool:
         with tempfile.TemporaryFile() as ordered:
             for lines in self._in_order():
                 ordered.write(lines)
-            ordered.flush()
-            if not ordered.tell():
-                files.write(path, b"")
-                return
-            # Mapped, so that millions of rejects do not stand in memory.
-            files.write(path, pa.py_buffer(mmap.mmap(ordered.fileno(), 0, access=mmap.ACCESS_READ)))
+            files.write_from(path, ordered)
 
     def _in_order(self) -> Iterator[bytes]:
         for _, (start, size_bytes) in sorted(self._places.items()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob as local_glob
 import io
+import mmap
 import os
 import shutil
 import uuid
@@ -21,7 +22,7 @@ from clara_dist.store.storage import at_once, is_url, open_storage
 if TYPE_CHECKING:
     from clara_dist.store.remote import RemoteStorage
 
-__all__ = ["download", "glob", "is_folder", "is_url", "join", "open_input", "size_bytes", "split", "upload", "write"]
+__all__ = ["download", "glob", "is_folder", "is_url", "join", "open_input", "size_bytes", "split", "upload", "write", "write_from"]
 
 # One request per buffer: at 30 ms a request, 8 MiB keeps a 1 GbE line full when a file is read from end to end.
 _BUFFER_BYTES = 8 << 20
@@ -73,6 +74,15 @@ def write(path: str, data: bytes | pa.Buffer) -> None:
     """Make a file appear, whole; one that is there is replaced."""
     folder, name = split(path)
     open_storage(folder).publish(name, data, exclusive=False)
+
+
+def write_from(path: str, source: BinaryIO) -> None:
+    """As `write`, of all that a local file holds; it is mapped, so that it never stands in memory as a whole."""
+    source.flush()
+    if source.seek(0, os.SEEK_END):
+        write(path, pa.py_buffer(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)))
+    else:  # nothing cannot be mapped
+        write(path, b"")
 
 
 def download(url: str, target: Path) -> None:

@@ -77,18 +77,26 @@ class ChatClient:
         config: The endpoint.
         limiter: Shared by all who ask the endpoint; None makes one from ``config``.
         timing: See `Timing`.
+        environ: Where the key's variable is looked up; None: this process's environment.
 
     Raises:
         ConfigError: The API key cannot be read or is none.
     """
 
-    def __init__(self, config: EndpointConfig, *, limiter: Limiter | None = None, timing: Timing | None = None) -> None:
+    def __init__(
+        self,
+        config: EndpointConfig,
+        *,
+        limiter: Limiter | None = None,
+        timing: Timing | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._config = config
         self._timing = timing or Timing()
         self._limiter = limiter or Limiter(
             config.max_concurrency, config.requests_per_minute, config.tokens_per_minute, timing=self._timing
         )
-        self._key = read_api_key(config, os.environ)
+        self._key = read_api_key(config, os.environ if environ is None else environ)
         self._meter = Meter()
         self._http = httpx.AsyncClient(
             headers={} if self._key is None else {"Authorization": f"Bearer {self._key}"},

@@ -179,7 +179,7 @@ def write_bad_corpus(path: Path) -> None:
 
 def test_bad_rows_are_listed_by_line_before_anything_is_compressed(config: CompressConfig) -> None:
     write_bad_corpus(Path(config.corpus[0]))
-    with pytest.raises(DataError, match=r"too many rows of the corpus are bad; nothing was compressed(.|\n)*6 of 16"):
+    with pytest.raises(DataError, match=r"too many rows of the corpus are bad; nothing was done(.|\n)*6 of 16"):
         compress(config)
     assert not Path(config.store).exists()
     listed = [json.loads(line) for line in Path(f"{config.store}.rejects.jsonl").read_text("utf-8").splitlines()]

@@ -33,7 +33,8 @@ def survey(tmp_path: Path, mapper: Any = map_serially, **settings: Any) -> Surve
         fields=FieldMap.from_config(config, config.metadata_columns),
         rows_per_unit=2,
     )
-    return survey_corpus(config, units, mapper)
+    passages = config.long_documents == "split"
+    return survey_corpus(config, units, mapper, columns=config.metadata_columns, passages=passages)
 
 
 def kept(found: Survey) -> list[str]:
@@ -80,7 +81,7 @@ def test_one_of_equal_ids_wins_over_formats(
 
 
 def test_an_id_that_stands_twice_can_be_an_error_with_its_places(tmp_path: Path, corpus: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match="doc_ids stand twice in the corpus; nothing was compressed") as caught:
+    with pytest.raises(DataError, match="doc_ids stand twice in the corpus; nothing was done") as caught:
         survey(tmp_path, corpus=corpus[:2], on_duplicate="error")
     one, two = corpus[:2]
     assert str(caught.value.got).splitlines() == [
