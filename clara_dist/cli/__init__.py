@@ -12,6 +12,7 @@ from clara_dist.cli import (  # noqa: F401
     model,
     compress,
     data,
+    synthesize,
     train,
     report,
     serve,

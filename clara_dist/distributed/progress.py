@@ -39,6 +39,7 @@ class Progress:
         self.n_tokens = 0
         self.size_bytes = 0
         self.n_rejects = 0
+        self.n_failures = 0
         self._stream = stream or sys.stderr
         self._every_s = every_s
         self._clock = clock
@@ -50,11 +51,12 @@ class Progress:
         if self._stream.isatty():
             self._bar = tqdm(total=total, desc=what, unit="", file=self._stream, dynamic_ncols=True)
 
-    def note(self, *, n_tokens: int = 0, size_bytes: int = 0, n_rejects: int = 0) -> None:
+    def note(self, *, n_tokens: int = 0, size_bytes: int = 0, n_rejects: int = 0, n_failures: int = 0) -> None:
         """Count what the next piece brought besides itself; shown with it."""
         self.n_tokens += n_tokens
         self.size_bytes += size_bytes
         self.n_rejects += n_rejects
+        self.n_failures += n_failures
 
     def skip(self, n: int) -> None:
         """Count ``n`` that were there already: they are done, but they are no work."""
@@ -106,7 +108,10 @@ class Progress:
         if not rate:
             return []
         left = datetime.timedelta(seconds=round((self.total - self.done) / rate))
-        return [f"{rate:.0f}/s", *([f"{left} left"] if self.done < self.total else [])]
+        return [
+            f"{rate:.0f}/s" if rate >= 2 else f"{rate:.2g}/s",
+            *([f"{left} left"] if self.done < self.total else []),
+        ]
 
     def _facts(self) -> list[str]:
         rate = self.rate(of_tokens=True)
@@ -115,4 +120,6 @@ class Progress:
             facts.append(f"{tqdm.format_sizeof(self.size_bytes, 'B')} written")
         if self.n_rejects:
             facts.append(f"{self.n_rejects} rejects")
+        if self.n_failures:
+            facts.append(f"{self.n_failures} failed")
         return facts

@@ -22,7 +22,19 @@ from clara_dist.store.storage import at_once, is_url, open_storage
 if TYPE_CHECKING:
     from clara_dist.store.remote import RemoteStorage
 
-__all__ = ["download", "glob", "is_folder", "is_url", "join", "open_input", "size_bytes", "split", "upload", "write", "write_from"]
+__all__ = [
+    "download",
+    "glob",
+    "is_folder",
+    "is_url",
+    "join",
+    "open_input",
+    "size_bytes",
+    "split",
+    "upload",
+    "write",
+    "write_from",
+]
 
 # One request per buffer: at 30 ms a request, 8 MiB keeps a 1 GbE line full when a file is read from end to end.
 _BUFFER_BYTES = 8 << 20

@@ -29,6 +29,7 @@ COMMANDS = [
     "bench multi-hop",
     "data check",
     "data convert",
+    "synthesize",
     "train",
     "report",
     "serve",
