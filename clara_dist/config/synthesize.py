@@ -135,7 +135,7 @@ class SynthesizeConfig(SurveyedCorpusConfig):
         rows_per_unit: Rows of the corpus in one unit of work, at most; a unit is one file in the folder ``.work``.
         max_documents: Only so many documents, the first of the corpus.
         max_tokens_total: Begin no document once so many tokens (prompts and answers, those of earlier runs with the
-            same settings included) have been spent. Units under way are finished, so it is a little more in the end.
+            same settings included) have been spent; those under way are finished. Each worker has its share of them.
         max_failures: Fraction of the documents that may fail. Above it the job ends with an error.
         price_per_million_prompt_tokens: For the cost in the summary; in any currency.
         price_per_million_completion_tokens: The same of answers.

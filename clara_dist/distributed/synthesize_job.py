@@ -11,6 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from clara_dist.config.synthesize import SynthesizeConfig
 from clara_dist.data.corpus import CorpusUnit, plan_units, read_unit
@@ -42,6 +43,7 @@ from clara_dist.synthesis.probe import require_endpoint
 
 # Too few to end a job for, even where they are too many for a good end: the other documents may fare better.
 _FAILURES_BY_CHANCE = 10
+EndedBy = Literal["tokens", "failures"] | None
 
 
 def synthesize(
@@ -61,6 +63,7 @@ def synthesize(
         ClusterError: A node does not see the files, or Ray failed beyond the retries.
     """
     config = absolute_paths(config)
+    _require_own_output(config)
     key = ApiKey(read_api_key(config.endpoint, os.environ))
     require_endpoint(config.endpoint, os.environ)
     going_on = f"stopped; what is finished stays in {config.work_dir}: the same command goes on from there"
@@ -84,6 +87,7 @@ def plan(config: SynthesizeConfig) -> SynthesizePlan:
         DataError: As `synthesize`.
     """
     config = absolute_paths(config)
+    _require_own_output(config)
     survey = survey_corpus(config, _units(config), map_serially)
     tasks = _tasks(config, survey)
     heads = _heads(config, tasks)
@@ -123,7 +127,7 @@ def run(
     progress.note(n_rejects=survey.n_rejected)
     progress.skip(n_kept)
     spent = sum((head.usage for head in heads.values()), Usage())
-    reason = _synthesize(config, left, pool, key, progress, spent)
+    ended_by = _synthesize(config, left, pool, key, progress, spent)
     found = gather(config, tasks)
     report = SynthesizeReport(
         output=config.output,
@@ -139,7 +143,7 @@ def run(
         usage=found.usage,
         cost=config.cost(found.usage.prompt_tokens, found.usage.completion_tokens),
         seconds=time.monotonic() - started,
-        stopped=reason if found.n_done + found.n_failed < n_documents else None,
+        stopped=_told(config, ended_by, found.usage) if found.n_done + found.n_failed < n_documents else None,
         files={"failures": config.failures_path, "rejects": config.rejects_path, "work": config.work_dir},
     )
     files.write(config.summary_path, report.to_json().encode() + b"\n")
@@ -154,49 +158,48 @@ def _synthesize(
     key: ApiKey,
     progress: Progress,
     spent: Usage,
-) -> str | None:
-    """Do what is left; returns why that was ended early, if it was."""
+) -> EndedBy:
+    """Do what is left; returns what ended that early, if anything did."""
+    n_tokens = None if config.max_tokens_total is None else config.max_tokens_total - spent.total_tokens
     if not left:
         return None
-    reason = _exhausted(config, spent)
-    if reason is not None:
-        return reason
+    if n_tokens is not None and n_tokens <= 0:
+        return "tokens"
+    shares = divide(config, len(left))
     # A file, not a message: it reaches workers wherever they are, also those that are started only later.
     stop = f"stop-{uuid.uuid4().hex}"
-    shares = divide(config, len(left))
     arguments = {
         "config": config,
         "endpoint": shares.endpoint,
         "key": key,
         "stop_file": files.join(config.work_dir, stop),
+        "max_tokens": n_tokens and n_tokens / shares.workers,
     }
-    n_failed = 0
+    ended_by: EndedBy = None
     hopeless = max(config.max_failures * progress.total, _FAILURES_BY_CHANCE)
     try:
         for _, made in pool(shares)(UnitSynthesizer, arguments, left):
-            spent += made.usage
-            n_failed += made.n_failed
-            progress.note(n_tokens=made.usage.prompt_tokens + made.usage.completion_tokens, n_failures=made.n_failed)
+            progress.note(n_tokens=made.usage.total_tokens, n_failures=made.n_failed)
             progress.add(made.n_done + made.n_failed)
-            if reason is None:
-                reason = _exhausted(config, spent)
-                if n_failed > hopeless:
-                    reason = "too many documents failed: the others were not begun"
-                if reason is not None:
-                    files.write(files.join(config.work_dir, stop), b"")
+            if ended_by is None and progress.n_failures > hopeless:
+                ended_by = "failures"
+                files.write(files.join(config.work_dir, stop), b"")
+            elif ended_by is None and made.out_of_tokens:
+                ended_by = "tokens"
     finally:
         open_storage(config.work_dir).delete(stop)
-    return reason
+    return ended_by
 
 
-def _exhausted(config: SynthesizeConfig, spent: Usage) -> str | None:
-    n_tokens = spent.prompt_tokens + spent.completion_tokens
-    if config.max_tokens_total is None or n_tokens < config.max_tokens_total:
-        return None
-    return (
-        f"stopped: {n_tokens:,} tokens are spent, max_tokens_total is {config.max_tokens_total:,}; "
-        "the same command with more of them goes on from here"
-    )
+def _told(config: SynthesizeConfig, ended_by: EndedBy, spent: Usage) -> str | None:
+    if ended_by == "failures":
+        return "stopped: too many documents failed, so the others were not begun"
+    if ended_by == "tokens":
+        return (
+            f"stopped: {spent.total_tokens:,} tokens are spent, max_tokens_total is {config.max_tokens_total:,}; "
+            "the same command with more of them goes on from here"
+        )
+    return None
 
 
 def _require_acceptable(config: SynthesizeConfig, report: SynthesizeReport) -> None:
@@ -237,7 +240,6 @@ def _heads(config: SynthesizeConfig, tasks: Sequence[SynthesisWork]) -> Mapping[
 
 
 def _units(config: SynthesizeConfig) -> list[CorpusUnit]:
-    _require_own_output(config)
     return plan_units(
         config.corpus,
         format=config.format,

@@ -35,11 +35,13 @@ class UnitDone:
         n_done: Documents that got their rows.
         n_failed: Documents that failed.
         usage: Of the requests that it took.
+        out_of_tokens: Documents were left because the worker's share of the tokens was spent.
     """
 
     n_done: int
     n_failed: int
     usage: Usage
+    out_of_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,24 @@ class UnitSynthesizer:
         endpoint: With this worker's limits.
         key: The endpoint's.
         stop_file: While it is there, no document is begun.
+        max_tokens: Nor is one once this worker has spent so many; None: no limit.
     """
 
-    def __init__(self, config: SynthesizeConfig, endpoint: EndpointConfig, key: ApiKey, stop_file: str) -> None:
+    def __init__(
+        self,
+        config: SynthesizeConfig,
+        endpoint: EndpointConfig,
+        key: ApiKey,
+        stop_file: str,
+        max_tokens: float | None = None,
+    ) -> None:
         self._config = config
         self._endpoint = endpoint
         self._environ = {} if key.value is None else {endpoint.api_key_env: key.value}
         self._stop_file = stop_file
         self._stopped = False
+        self._max_tokens = max_tokens
+        self._n_tokens = 0
         self._limiter = Limiter(endpoint.max_concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
         # A document has one request under way at a time: more documents would only wait, and be lost with the worker.
         self._at_a_time = asyncio.Semaphore(endpoint.max_concurrency)
@@ -133,13 +145,14 @@ class UnitSynthesizer:
 
         async def make(position: int, document: Document) -> None:
             async with self._at_a_time:
-                if await self._must_stop():
+                if self._out_of_tokens() or await self._must_stop():
                     return
                 try:
                     made = await synthesizer.synthesize(document.doc_id, document.text)
                 except EndpointError:
                     self._stopped = True
                     raise
+                self._n_tokens += made.usage.total_tokens
             found.entries[position] = tried.entries[position] = Entry.of(made)
             await save()
 
@@ -152,7 +165,12 @@ class UnitSynthesizer:
             for error in ended:
                 if error is not None:
                     raise error
-            return UnitDone(len(tried.head.done), len(tried.head.failed), client.usage)
+            n_done, n_failed = len(tried.head.done), len(tried.head.failed)
+            left_out = n_done + n_failed < len(todo) and self._out_of_tokens()
+            return UnitDone(n_done, n_failed, client.usage, out_of_tokens=left_out)
+
+    def _out_of_tokens(self) -> bool:
+        return self._max_tokens is not None and self._n_tokens >= self._max_tokens
 
     async def _must_stop(self) -> bool:
         self._stopped = self._stopped or await asyncio.to_thread(files.size_bytes, self._stop_file) is not None

@@ -45,6 +45,10 @@ class Usage:
         failed = self.rate_limited + self.timeouts + self.connection_errors + self.server_errors + self.refused
         return self.requests - failed
 
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
 

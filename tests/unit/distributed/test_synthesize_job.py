@@ -143,7 +143,8 @@ def test_failures_beyond_what_is_allowed_stop_the_rest(corpus: Path) -> None:
 def test_a_budget_of_tokens_is_resumed_with_a_larger_one(corpus: Path) -> None:
     with serving() as stub:
         first = run(settings(corpus, stub, max_tokens_total=10))
-        assert asked(stub) == {document(0): 5, document(1): 5}, "a unit is finished, the next one is not begun"
+        # Both documents of the first unit are under way when the first of them is finished.
+        assert asked(stub) == {document(0): 5, document(1): 5}
         assert (first.n_done, first.n_documents) == (2, 6)
         spent = stub.prompt_tokens + stub.completion_tokens
         assert f"{spent:,} tokens are spent, max_tokens_total is 10" in str(first)
@@ -153,6 +154,15 @@ def test_a_budget_of_tokens_is_resumed_with_a_larger_one(corpus: Path) -> None:
     assert (second.n_done, second.n_kept, second.stopped) == (6, 2, None)
     assert set(asked(stub).values()) == {5}
     assert second.usage.requests == 30
+
+
+def test_a_budget_ends_within_a_unit(corpus: Path) -> None:
+    with serving() as stub:
+        config = settings(corpus, stub, rows_per_unit=8, max_tokens_total=10)
+        one_by_one = config.model_copy(update={"endpoint": config.endpoint.model_copy(update={"max_concurrency": 1})})
+        report = run(one_by_one)
+    assert asked(stub) == {document(0): 5}
+    assert (report.n_done, report.n_failed) == (1, 0)
 
 
 def test_more_documents_later_cost_only_themselves(corpus: Path) -> None:
