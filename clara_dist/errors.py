@@ -93,6 +93,10 @@ class TrainingError(ClaraError):
     """A training run cannot go on: nothing trainable, a non-finite loss, no answer tokens."""
 
 
+class EchoedError(TrainingError):
+    """Another worker of the run has the error; this one only ends with it."""
+
+
 class ClusterError(ClaraError):
     """The Ray cluster lacks what the job needs, or a worker failed beyond its retries."""
 

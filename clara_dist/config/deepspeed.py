@@ -16,6 +16,7 @@ OURS = (
     "optimizer",
     "scheduler",
 )
+DTYPE_SECTIONS = {"bf16": "bfloat16", "fp16": "float16"}
 _SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 _FLAGS = {"torch_adam": True, "adam_w_mode": True, "warmup_type": "linear", "warmup_min_lr": 0, "eps": 1e-8}
 
@@ -59,10 +60,18 @@ def stated_fields(settings: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     enabled = {key: settings[key]["enabled"] for key in ("bf16", "fp16") if "enabled" in settings.get(key, {})}
     if all(enabled.get(key) for key in ("bf16", "fp16")):
         raise ValueError("deepspeed_json enables both bf16 and fp16")
-    for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+    for key, dtype in DTYPE_SECTIONS.items():
         if enabled.get(key):
             stated["dtype"] = (f"{key}.enabled", dtype)
     return stated
+
+
+def switches_off(settings: Mapping[str, Any], dtype: str) -> str | None:
+    """The key by which the JSON would switch off the type that is computed in; None if it does not."""
+    off = (
+        key for key, name in DTYPE_SECTIONS.items() if name == dtype and settings.get(key, {}).get("enabled") is False
+    )
+    return next((f"{key}.enabled" for key in off), None)
 
 
 def conflicts(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from clara_dist.config.base import Config
-from clara_dist.config.deepspeed import conflicts, read_deepspeed_json, stated_fields
+from clara_dist.config.deepspeed import conflicts, read_deepspeed_json, stated_fields, switches_off
 from clara_dist.config.model import Attention, ClaraConfig, Dtype
 from clara_dist.config.workers import WorkerRange
 
@@ -96,6 +96,9 @@ class EngineConfig(Config):
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < needed:
             raise ValueError(f"offload = {self.offload} needs zero_stage {needed} or more, not {self.zero_stage}")
+        off = switches_off(self.deepspeed_json, self.dtype)
+        if off is not None:
+            raise ValueError(f"deepspeed_json: {off} = false, but dtype is {self.dtype}")
         return self
 
 
@@ -194,7 +197,8 @@ class StageConfig(Config):
             raise ValueError("stage 'joint' needs store")
         if self.stage != "base" and self.optimizer.name == "muon":
             raise ValueError("muon trains whole matrices; LoRA stages use adamw")
-        if self.stage == "joint" and self.candidates.source != "given" and self.candidates.n < self.top_k:
+        searches = self.candidates.source != "given" or (self.evaluation and self.evaluation.candidates == "corpus")
+        if self.stage == "joint" and searches and self.candidates.n < self.top_k:
             raise ValueError(f"candidates.n {self.candidates.n} is less than top_k {self.top_k}")
         return self
 
@@ -203,6 +207,8 @@ class StageConfig(Config):
         every = None if self.evaluation is None else self.evaluation.every
         if self.load_best_at_end and (every is None or self.checkpoint_every % every):
             raise ValueError("load_best_at_end needs evaluation, and a checkpoint_every that its every divides")
+        if self.load_best_at_end and not self.keep_best:
+            raise ValueError("load_best_at_end needs keep_best of 1 or more: the best step is not kept")
         return self
 
     @property

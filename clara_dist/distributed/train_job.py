@@ -31,7 +31,7 @@ from clara_dist.distributed.resources import (
 from clara_dist.distributed.search_actors import n_actors, searching
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
-from clara_dist.errors import ClaraError, ClusterError
+from clara_dist.errors import ClaraError, ClusterError, EchoedError
 from clara_dist.store.storage import is_url
 from clara_dist.training.data import prepare_run
 from clara_dist.training.progress import ConsoleProgress, OnProgress, Progress
@@ -220,11 +220,11 @@ def _ray_train(
 def _raise_own(error: Exception) -> None:
     """Raise the worker's own `ClaraError`, if there is one: it says what is wrong, and trying again would not help."""
     failures = getattr(error, "worker_failures", {}) or {"start": error}
-    for failure in failures.values():
-        # Ray wraps what a worker or a task raised, to keep its traceback.
-        cause = failure.cause if isinstance(failure, RayTaskError) else getattr(failure, "_base_exc", failure)
-        if isinstance(cause, ClaraError):
-            raise cause from None
+    # Ray wraps what a worker or a task raised, to keep its traceback.
+    causes = [f.cause if isinstance(f, RayTaskError) else getattr(f, "_base_exc", f) for f in failures.values()]
+    own = [cause for cause in causes if isinstance(cause, ClaraError)]
+    for cause in sorted(own, key=lambda cause: isinstance(cause, EchoedError)):
+        raise cause from None
 
 
 def _reason(error: Exception) -> str:

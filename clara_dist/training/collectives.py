@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clara_dist.errors import TrainingError
+from clara_dist.errors import EchoedError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Group:
     def raise_together(self, error: Exception | None) -> None:
         """Return if no worker has an error; else raise it there, and everywhere else that another worker has one."""
         if self.sum([error is not None])[0]:
-            raise error or TrainingError("another worker of the run found an error", hint="it says which")
+            raise error or EchoedError("another worker of the run found an error", hint="it says which")
 
     def barrier(self) -> None:
         """Return when every worker has come here."""

@@ -125,11 +125,12 @@ class StageRun:
         settings: dict[str, Any],
     ) -> None:
         stage, watch = self.stage, built.stopwatch
-        interval = Interval(self.group, watch, stage.batch_size, stage.top_k)
         alarm = GradientAlarm(self.key, self.log.message, stage.temperature)
         held_out = self._held_out(built)
         if start == 0:
             self._evaluate(held_out, engine, 0)
+        watch.lap()  # nothing of that is a step's
+        interval = Interval(self.group, watch, stage.batch_size, stage.top_k)
         for step in range(start, stage.steps):
             done = step + 1
             watch.start("data")
