@@ -156,16 +156,17 @@ def _resources(config: TrainConfig) -> dict[str, float]:
 def _attempt(config: TrainConfig, report: OnProgress) -> dict[str, str] | Exception:
     """One worker group from its start to its end: the outputs, or how it failed.
 
-    Ray Train's controller is owned by a task of ours. When this call is left, by whatever exception, the task's process
-    is killed, and Ray ends the actors that it owned: controller and workers. A controller that a driver had started
-    would live on, as long as anything refers to it, and keep its CPUs and GPUs.
+    Ray Train's controller is owned by an actor of ours. When this call is left, by whatever exception, the actor is
+    killed, and Ray ends the actors that it owned: controller and workers. A controller that a driver had started would
+    live on, as long as anything refers to it, and keep its CPUs and GPUs. A task would do but for `ray.cancel`: where
+    it meets the task's own end, Ray 2.60 aborts the driver ("Tried to complete task that was not pending").
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(_fit).options(scheduling_strategy=here)
     patience_s = config.start_timeout_s or _START_TIMEOUT_S["local" if is_local() else "cluster"]
     follower = _Follower(config, patience_s, report)
     others = placement_groups()
-    fit = task.remote(config, patience_s)
+    owner = ray.remote(num_cpus=0)(_Fit).options(scheduling_strategy=here).remote()
+    fit = owner.run.remote(config, patience_s)
     try:
         while not ray.wait([fit], timeout=_REMOTE_POLL_S if is_url(config.run_dir) else _POLL_S)[0]:
             follower.look()
@@ -174,20 +175,22 @@ def _attempt(config: TrainConfig, report: OnProgress) -> dict[str, str] | Except
     except RayError as error:
         return error
     finally:
-        ray.cancel(fit, force=True)  # nothing happens to a task that is over
+        ray.kill(owner)
         ray.wait([fit], timeout=_ABORT_S)
         remove_placement_groups(keep=others)
 
 
-def _fit(config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.TrainingFailedError:
-    """Run Ray Train to its end. A task, so that everything of the run ends with its process."""
-    # The driver gives up sooner, and knows better what to say. But elastic workers that were counted before a node's
-    # loss was noticed will never be placed: that attempt is over soon, and the next one counts again.
-    elastic = config.workers.least < config.workers.most
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ELASTIC_PLACEMENT_S if elastic else 2 * patience_s)
-    keys = RunDirectory.stage_keys(config)
-    with TemporaryDirectory(prefix="clara-ray-") as scratch, searching(config, keys) as searchers:
-        return _ray_train(config, searchers, scratch)
+class _Fit:
+    """Runs Ray Train to its end. An actor, so that everything of the run ends with its process."""
+
+    def run(self, config: TrainConfig, patience_s: float) -> dict[str, str] | ray.train.TrainingFailedError:
+        # The driver gives up sooner, and knows better what to say. But elastic workers that were counted before a
+        # node's loss was noticed will never be placed: that attempt is over soon, and the next one counts again.
+        elastic = config.workers.least < config.workers.most
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_ELASTIC_PLACEMENT_S if elastic else 2 * patience_s)
+        keys = RunDirectory.stage_keys(config)
+        with TemporaryDirectory(prefix="clara-ray-") as scratch, searching(config, keys) as searchers:
+            return _ray_train(config, searchers, scratch)
 
 
 def _ray_train(
