@@ -73,6 +73,10 @@ class StoreError(ClaraError):
     """A memory store is missing, incomplete or used wrongly."""
 
 
+class StorageError(StoreError):
+    """An object store does not answer, or refuses."""
+
+
 class CorruptStoreError(StoreError):
     """Bytes of a memory store are not what its manifest says."""
 

@@ -21,7 +21,8 @@ class OptimizerConfig(Config):
     """AdamW, or Muon on hidden matrices with AdamW on the rest (only sensible for full training, the base stage).
 
     Attributes:
-        lr: The peak. The warm-up rises to it linearly, the schedule falls to ``min_lr_ratio`` of it at the last step.
+        lr: The peak. The warm-up rises to it linearly; the schedule falls to ``min_lr_ratio`` of it, which the step
+            after the last one would have.
         lr_by_role: Another peak for some of what is trained: ``{query_reasoner: 1e-4, memory_embeddings: 1e-3}``.
         warmup_steps: Length of the warm-up; None means ``warmup_ratio`` of the stage's steps.
         clip_norm: Gradients are scaled down to this norm, taken over all roles.
@@ -197,8 +198,7 @@ class StageConfig(Config):
             raise ValueError("stage 'joint' needs store")
         if self.stage != "base" and self.optimizer.name == "muon":
             raise ValueError("muon trains whole matrices; LoRA stages use adamw")
-        searches = self.candidates.source != "given" or (self.evaluation and self.evaluation.candidates == "corpus")
-        if self.stage == "joint" and searches and self.candidates.n < self.top_k:
+        if self.searches and self.candidates.n < self.top_k:
             raise ValueError(f"candidates.n {self.candidates.n} is less than top_k {self.top_k}")
         return self
 
@@ -210,6 +210,12 @@ class StageConfig(Config):
         if self.load_best_at_end and not self.keep_best:
             raise ValueError("load_best_at_end needs keep_best of 1 or more: the best step is not kept")
         return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether training or its evaluation searches the whole store."""
+        by_evaluation = self.evaluation is not None and self.evaluation.candidates == "corpus"
+        return self.stage == "joint" and (self.candidates.source != "given" or by_evaluation)
 
     @property
     def held_out(self) -> StageConfig | None:
@@ -267,6 +273,18 @@ class TrainConfig(Config):
                     f"stage {stage.stage}: batch_size {stage.batch_size} is not divisible by "
                     f"workers x gradient_accumulation = {parts}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _base_stages_can_run(self) -> TrainConfig:
+        for stage in self.stages:
+            if stage.stage != "base":
+                continue
+            if stage.optimizer.name == "muon" and (stage.engine or self.engine).dtype == "float16":
+                raise ValueError("stage base: float16 and muon: an overflow would skip one of its two optimisers only")
+            base_model = self.model.base_model if isinstance(self.model, ClaraConfig) else self.model
+            if any("://" in path for path in (base_model, stage.output or self.run_dir)):
+                raise ValueError("stage base: base_model and output (or run_dir) must be directories, not URLs")
         return self
 
     @model_validator(mode="after")

@@ -104,7 +104,9 @@ def _row(row: Mapping[str, Any], texts: Sequence[str], answers: Sequence[Any], p
 
 
 def _objects(row: Mapping[str, Any], name: str, *, may_lack: bool = False) -> list[Mapping[str, Any]]:
-    value = row.get(name, [] if may_lack else None)
+    value = row.get(name)
+    if value is None and may_lack:
+        return []
     if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
         raise BadRow(f"missing {name}" if value is None else f"{name} is not a list of objects")
     return value

@@ -24,6 +24,7 @@ from clara_dist.store.manifest import read_manifest
 from clara_dist.store.part import share_shards
 from clara_dist.store.storage import open_storage
 from clara_dist.store.where import accepted_values
+from clara_dist.training.run_directory import RunDirectory
 
 # Each: how often Ray starts a lost actor again, on whatever node has room, and asks it once more.
 _RESTARTS = 4
@@ -80,11 +81,12 @@ def searching(config: TrainConfig, keys: Sequence[str]) -> Iterator[dict[str, Sh
         ClusterError: An actor cannot start.
         StoreError: A store cannot be opened.
     """
-    stages = [(key, stage) for key, stage in zip(keys, config.stages, strict=True) if _searches(stage)]
+    finished, stages = RunDirectory(config.run_dir).finished, zip(keys, config.stages, strict=True)
+    searching_stages = [(key, stage) for key, stage in stages if stage.searches and finished(key) is None]
     searchers: dict[str, ShardedSearcher] = {}
     actors: list[ActorHandle] = []
     try:
-        for key, stage in stages if config.search_actors else ():
+        for key, stage in searching_stages if config.search_actors else ():
             searchers[key] = _start(stage, config.search_actors, config.cpus_per_search_actor, actors)
         yield searchers
     finally:
@@ -95,11 +97,7 @@ def searching(config: TrainConfig, keys: Sequence[str]) -> Iterator[dict[str, Sh
 
 def n_actors(config: TrainConfig) -> int:
     """Search actors of a run, of all its stages; a store of few shards gets fewer."""
-    return config.search_actors * sum(_searches(stage) for stage in config.stages)
-
-
-def _searches(stage: StageConfig) -> bool:
-    return stage.stage == "joint" and stage.candidates.source != "given"
+    return config.search_actors * sum(stage.searches for stage in config.stages)
 
 
 def _start(stage: StageConfig, n_parts: int, n_cpus: float, started: list[ActorHandle]) -> ShardedSearcher:

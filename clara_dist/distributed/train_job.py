@@ -31,7 +31,7 @@ from clara_dist.distributed.resources import (
 from clara_dist.distributed.search_actors import n_actors, searching
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
-from clara_dist.errors import ClaraError, ClusterError, EchoedError
+from clara_dist.errors import ClaraError, ClusterError, EchoedError, StorageError
 from clara_dist.store.storage import is_url
 from clara_dist.training.data import prepare_run
 from clara_dist.training.progress import ConsoleProgress, OnProgress, Progress
@@ -67,6 +67,7 @@ def train(
         TrainingError: As `clara_dist.training.loop.run`, or ``run_dir`` holds a run and ``resume`` was not asked for.
         CheckpointError: What is to be resumed is damaged, or belongs to other data or settings.
         DataError: A row is bad, or does not fit (`clara_dist.training.data.prepare_run`); nothing was started.
+        StorageError: A bucket could not be read or written, more often than ``max_failures``.
         ClusterError: A local Ray has no room for the workers, they did not start within ``start_timeout_s``, a node
             does not see the run's files, or workers failed more often than ``max_failures``.
     """
@@ -91,7 +92,7 @@ def train(
             outcome = _attempt(config, report)
             if isinstance(outcome, dict):
                 return outcome
-            _raise_own(outcome)
+            _raise_own(outcome, last=failures == config.max_failures)
             if failures == config.max_failures:
                 raise ClusterError(
                     f"the workers failed {failures + 1} times",
@@ -220,14 +221,20 @@ def _ray_train(
         return error
 
 
-def _raise_own(error: Exception) -> None:
-    """Raise the worker's own `ClaraError`, if there is one: it says what is wrong, and trying again would not help."""
+def _raise_own(error: Exception, *, last: bool) -> None:
+    """Raise the worker's own `ClaraError`, if there is one: it says what is wrong, and trying again would not help.
+
+    Unless it may: a lost search actor, or an object store that did not answer. Such an error is raised when it is the
+    ``last`` attempt's.
+    """
     failures = getattr(error, "worker_failures", {}) or {"start": error}
     # Ray wraps what a worker or a task raised, to keep its traceback.
     causes = [f.cause if isinstance(f, RayTaskError) else getattr(f, "_base_exc", f) for f in failures.values()]
     own = [cause for cause in causes if isinstance(cause, ClaraError)]
     for cause in sorted(own, key=lambda cause: isinstance(cause, EchoedError)):
-        raise cause from None
+        if last or not isinstance(cause, (StorageError, ClusterError)):
+            raise cause from None
+        return
 
 
 def _reason(error: Exception) -> str:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import GCSStore, S3Store
 
-from clara_dist.errors import StoreError
+from clara_dist.errors import StorageError, StoreError
 from clara_dist.store.storage import refuse_credentials
 
 if TYPE_CHECKING:
@@ -219,8 +219,8 @@ class RemoteStorage:
                     raise self._failure(verb, file, error) from error
         raise AssertionError("the loop returns or raises")
 
-    def _failure(self, verb: str, file: str, error: Exception) -> StoreError:
-        return StoreError(
+    def _failure(self, verb: str, file: str, error: Exception) -> StorageError:
+        return StorageError(
             f"cannot {verb} {self._named(file)}",
             got=_reason(error),
             hint=f"check the name of the bucket {self._url.bucket}, {_CREDENTIALS[self._url.scheme]}",

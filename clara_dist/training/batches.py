@@ -13,6 +13,9 @@ from clara_dist.config.training import StageConfig
 from clara_dist.data.examples import Example
 from clara_dist.model import PromptBatch, TextBatch
 
+# The store row of a right document that the store lacks: no search finds it. (-1 is padding.)
+NOWHERE = -2
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -101,8 +104,8 @@ class JointExamples:
     Attributes:
         questions: B questions as the reasoner reads them.
         candidates_BN: int64 store rows, -1 where a shorter list is padded; None: search the whole store.
-        positives_B: For each question, the documents that hold its answer, each as its store rows; empty where they
-            are not known.
+        positives_B: For each question, the documents that hold its answer, each as its store rows (`NOWHERE` if
+            the store lacks it); empty where they are not known.
         prompts: B prompts with k' slots each.
     """
 

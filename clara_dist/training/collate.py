@@ -13,7 +13,7 @@ from clara_dist.data.prepared import PreparedExamples
 from clara_dist.errors import DataError
 from clara_dist.model import ClaraTokenizer, PromptBatch, TextBatch, TokenizedPrompt
 from clara_dist.retrieval.bank import MemoryBank
-from clara_dist.training.batches import Collate, CompressionExamples, JointExamples, StepPlan, TextExamples
+from clara_dist.training.batches import NOWHERE, Collate, CompressionExamples, JointExamples, StepPlan, TextExamples
 from clara_dist.training.collectives import Group
 
 
@@ -92,13 +92,22 @@ class JointCollator:
         return JointExamples(
             TextBatch.from_ids([e.ids for e in questions], tokenizer.pad_id),
             None if plan.from_corpus else self._candidates(examples),
-            tuple(tuple(self._rows([e.candidate_ids[p] for p in e.positives])) for e in examples),
+            tuple(self._positive_rows(e) for e in examples),
             _prompt_batch(prompts, tokenizer),
         )
 
     def require_documents(self, doc_ids: Sequence[str]) -> None:
         """Raise a `DataError` unless the store has all of these documents."""
         self._rows(doc_ids)
+
+    def _positive_rows(self, example: Example) -> tuple[tuple[int, ...], ...]:
+        """Of each right document. One that the store lacks, where the whole store is searched, is never found."""
+        found = self._bank.rows_of([example.candidate_ids[p] for p in example.positives])
+        return tuple(tuple(rows.tolist()) or (NOWHERE,) for rows in found)
+
+    def count_missing(self, doc_ids: Sequence[str]) -> int:
+        """How many of these documents the store lacks."""
+        return sum(not len(rows) for rows in self._bank.rows_of(doc_ids))
 
     def _candidates(self, examples: Sequence[Example]) -> Tensor:
         rows = [list(chain.from_iterable(self._rows(example.candidate_ids))) for example in examples]
@@ -135,6 +144,18 @@ def require_candidates(collate: Collate, examples: PreparedExamples, group: Grou
         except DataError as error:
             failure = error
     group.raise_together(failure)
+
+
+def count_missing(collate: Collate, examples: PreparedExamples, group: Group) -> int:
+    """How many of the documents that examples of the joint stage name are not in the store. Collective.
+
+    Counted file by file of the prepared examples: a document may count more than once.
+    """
+    missing = 0
+    if isinstance(collate, JointCollator):
+        shares = examples.candidate_ids(group.rank, group.world_size)
+        missing = sum(collate.count_missing(doc_ids) for doc_ids in shares)
+    return int(group.sum([missing])[0])
 
 
 def _prompt_batch(

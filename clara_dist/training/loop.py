@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from clara_dist.config.model import ClaraConfig
 from clara_dist.config.training import TrainConfig
-from clara_dist.errors import ClaraError
+from clara_dist.errors import ClaraError, StorageError
 from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.training.collectives import Group, current_group
 from clara_dist.training.data import prepare_run
@@ -66,14 +66,26 @@ def run(
     )
     if group.is_first:
         directory.mirror()
+    finished = False
     try:
         if not data_is_prepared:
             _prepare(config, group, log)
-        return _run_stages(config, directory, group, log, searchers or {})
+        outputs = _run_stages(config, directory, group, log, searchers or {})
+        finished = True
+        return outputs
     finally:
         log.close()
         if group.is_first:
-            directory.mirror()
+            _mirror_at_end(directory, finished)
+
+
+def _mirror_at_end(directory: RunDirectory, finished: bool) -> None:
+    try:
+        directory.mirror()
+    except StorageError:
+        # After an error of the run, that one is to be told: an unreachable store may be its mere consequence.
+        if finished:
+            raise
 
 
 def _prepare(config: TrainConfig, group: Group, log: RunLog) -> None:

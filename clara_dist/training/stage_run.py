@@ -23,7 +23,7 @@ from clara_dist.training import checkpoint as checkpoints
 from clara_dist.training.alarms import GradientAlarm
 from clara_dist.training.background import BackgroundWriter
 from clara_dist.training.batches import Batch, Totals, plan_step
-from clara_dist.training.collate import require_candidates
+from clara_dist.training.collate import count_missing, require_candidates
 from clara_dist.training.collectives import Group
 from clara_dist.training.data import data_folder, held_out_folder
 from clara_dist.training.engine import Engine, build_engine
@@ -83,6 +83,9 @@ class StageRun:
         built = build_stage(self.stage, source, self.engine_config, self.group.device, self.searcher)
         if self.stage.candidates.source != "corpus":
             require_candidates(built.collate, examples, self.group)
+        elif missing := count_missing(built.collate, examples, self.group):
+            text = f"{missing:,} documents that examples name are not in the store; right ones count as not found"
+            self.log.message(f"stage {self.key}: {text}")
         settings |= {"order": order.state()} | built.settings
         engine, start = self._start(built, settings)
         self.log.open_stage(self.key, settings, start)
@@ -206,8 +209,7 @@ class StageRun:
 
     def _require_one_start(self, step: int, where: str) -> None:
         """All workers go on from one step: what they read may not be the same directory, or not the same damage."""
-        total = self.group.sum([step])[0]
-        if total != step * self.group.world_size:
+        if any(other.item() != step for other in self.group.gather(torch.tensor([step]))):
             raise CheckpointError(
                 f"workers find different checkpoints in {where}",
                 got=f"step {step} in worker {self.group.rank}",

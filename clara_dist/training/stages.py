@@ -183,7 +183,7 @@ def _bank(
         device=device,
         searcher=searcher,
     )
-    if candidates.source != "given" and bank.n_searched < candidates.n:
+    if stage.searches and bank.n_searched < candidates.n:
         raise TrainingError(
             f"the store {stage.store} has fewer documents than a search of the joint stage asks for",
             got=f"{bank.n_searched} documents" + (f" where {candidates.where}" if candidates.where else ""),

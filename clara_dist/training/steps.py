@@ -26,7 +26,7 @@ from clara_dist.core import (
 from clara_dist.model import ClaraModel, PromptBatch
 from clara_dist.model.base import LogitsFinish
 from clara_dist.retrieval.bank import MemoryBank
-from clara_dist.training.batches import CompressionExamples, JointExamples, TextExamples, Totals
+from clara_dist.training.batches import NOWHERE, CompressionExamples, JointExamples, TextExamples, Totals
 from clara_dist.training.stopwatch import Stopwatch
 
 
@@ -158,8 +158,7 @@ class JointStep(TrainingStep):
         mask_BN, device = rows_BN >= 0, rows_BN.device
         gold = [[row for document in positives for row in document] for positives in batch.positives_B]
         width = max(1, *map(len, gold))
-        # No document is in row -2; padding is -1.
-        gold_BP = torch.tensor([rows + [-2] * (width - len(rows)) for rows in gold], device=device)
+        gold_BP = torch.tensor([rows + [NOWHERE] * (width - len(rows)) for rows in gold], device=device)
         gold_BN = (rows_BN[..., None] == gold_BP[:, None]).any(-1)
         searched = batch.candidates_BN is None
         found = document_recall(rows_BN, batch.positives_B) if searched else []

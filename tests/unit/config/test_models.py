@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from clara_dist.config import ClaraConfig, LoraSettings, OptimizerConfig, StageConfig
+from clara_dist.config import ClaraConfig, LoraSettings, OptimizerConfig, StageConfig, TrainConfig
 from clara_dist.config.compress import CompressConfig
 from clara_dist.config.serve import ServeConfig
 
@@ -39,6 +39,29 @@ def test_clara_config_refuses(changes: dict[str, object]) -> None:
 def test_stage_config_refuses(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         StageConfig.model_validate({"data": "d", "steps": 1} | changes)
+
+
+def test_an_evaluation_that_searches_needs_candidates_for_every_slot() -> None:
+    fields = {"stage": "joint", "data": "d", "steps": 1, "store": "s", "top_k": 3, "candidates": {"n": 2}}
+    assert not StageConfig.model_validate(fields).searches
+    with pytest.raises(ValidationError, match=r"candidates\.n 2 is less than top_k 3"):
+        StageConfig.model_validate(fields | {"evaluation": {"data": "e", "candidates": "corpus"}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run_dir": "s3://b/run"}, "must be directories"),
+        ({"model": {"base_model": "s3://b/base"}}, "must be directories"),
+        ({"engine": {"kind": "torch", "dtype": "float16"}}, "one of its two optimisers"),
+    ],
+)
+def test_base_stages_that_cannot_run_are_refused(changes: dict[str, object], message: str) -> None:
+    stage = {"stage": "base", "data": "d", "steps": 1, "base_dir": "i", "optimizer": {"name": "muon"}}
+    fields = {"run_dir": "r", "model": {"base_model": "b"}, "stages": [stage]}
+    assert TrainConfig.model_validate(fields)
+    with pytest.raises(ValidationError, match=message):
+        TrainConfig.model_validate(fields | changes)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ def write_lines(path: Path, *rows: dict[str, Any]) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("contexts", [{"hard_negative_ctxs": None}, {"hard_negative_ctxs": []}])
+def test_a_dpr_row_may_have_no_wrong_passages(tmp_path: Path, contexts: dict[str, Any]) -> None:
+    (joint,) = read_examples(write_array(tmp_path / "train.json", DPR | contexts), "joint")
+    assert set(joint.candidate_ids) == {content_id(ED), content_id(MARS)}
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_published_row_is_examples_corpus_and_question_under_the_same_names(tmp_path: Path, name: str) -> None:
     source = write_array(tmp_path / "train.json", LAYOUTS[name])

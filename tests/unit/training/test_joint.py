@@ -103,6 +103,34 @@ def test_candidates_that_the_store_lacks_are_named(make_joint_config: Any, joint
         run(make_joint_config("lacking", batch_size=8))
 
 
+def test_a_right_document_that_a_searched_store_lacks_counts_as_not_found(
+    make_joint_config: Any, joint_rows_path: str
+) -> None:
+    def recalls(name: str) -> list[float]:
+        events: list[Any] = []
+        candidates = {"source": "corpus", "n": 8}
+        run(make_joint_config(name, batch_size=8, candidates=candidates, log_every=1), on_progress=events.append)
+        texts.extend(event.text for event in events)
+        return [event.metrics["gold_in_candidates"] for event in events if event.step]
+
+    texts: list[str] = []
+    assert set(recalls("whole")) == {1.0}  # all 8 documents are searched for
+    assert not any("not found" in text for text in texts)
+    rows = Path(joint_rows_path).read_text(encoding="utf-8")
+    Path(joint_rows_path).write_text(rows.replace("The mill was", "A mill was"), encoding="utf-8")
+    assert set(recalls("lacking")) == {1 - 1 / 8}
+    assert any("documents that examples name are not in the store" in text for text in texts)
+
+
+def test_an_evaluation_that_searches_is_held_to_the_stores_size_too(
+    make_joint_config: Any, joint_rows_path: str
+) -> None:
+    evaluation = {"data": joint_rows_path, "candidates": "corpus"}
+    config = make_joint_config("searched", evaluation=evaluation, candidates={"source": "given", "n": 9})
+    with pytest.raises(TrainingError, match="fewer documents than a search"):
+        run(config)
+
+
 @pytest.mark.parametrize(
     ("candidates", "there"),
     [
