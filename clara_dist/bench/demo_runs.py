@@ -128,7 +128,8 @@ def score(config: PipelineConfig, model: str | Path, top_k: int) -> dict[str, fl
 
 
 def _serial(run: TrainConfig) -> TrainConfig:
-    stages = tuple(stage.model_copy(update={"engine": None}) for stage in run.stages)
+    # What is compared is measured at the end, over the whole corpus.
+    stages = tuple(stage.model_copy(update={"engine": None, "evaluation": None}) for stage in run.stages)
     engine = EngineConfig(kind="torch")
     return run.model_copy(
         update={"stages": stages, "engine": engine, "workers": WorkerRange(least=1, most=1), "tracker": "none"}

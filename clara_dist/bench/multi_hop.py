@@ -39,21 +39,14 @@ class JointRun:
 
     Attributes:
         k: Documents that the generator reads.
-        random_slots: Whether training feeds a random number of them.
     """
 
     k: int
     estimator: str
-    random_slots: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.estimator}{', random slots' if self.random_slots else ''}"
 
     @property
     def overrides(self) -> list[str]:
-        slots = str(self.random_slots).lower()
-        return [f"top_k={self.k}", f"estimator={self.estimator}", f"random_slots={slots}"]
+        return [f"top_k={self.k}", f"estimator={self.estimator}"]
 
 
 RUNS = (
@@ -61,7 +54,6 @@ RUNS = (
     JointRun(2, "leave_own_out"),
     JointRun(3, "sequential"),
     JointRun(3, "leave_own_out"),
-    JointRun(3, "leave_own_out", random_slots=True),
 )
 
 
@@ -98,11 +90,11 @@ def _seed(settings: MultiHopBench, seed: int) -> Iterator[dict[str, Any]]:
         for method, scores in measure(config, config.compress.model, k, with_baselines=True).items():
             yield {"seed": seed, "k": k, "method": method} | scores
     for run in RUNS:
-        print(f"seed {seed}: joint stage with K = {run.k}, {run.name}", flush=True)
-        folder = Path(config.run_dir) / "runs" / f"k{run.k}-{run.name.replace(', ', '-').replace(' ', '-')}"
+        print(f"seed {seed}: joint stage with K = {run.k}, {run.estimator}", flush=True)
+        folder = Path(config.run_dir) / "runs" / f"k{run.k}-{run.estimator}"
         demo_runs.train_joint(config, folder, run.overrides)
         for method, scores in measure(config, demo_runs.model_dir(folder), run.k).items():
-            method = run.name if method == _TRAINED else f"{_ORACLE} of {run.name}"
+            method = run.estimator if method == _TRAINED else f"{_ORACLE} of {run.estimator}"
             yield {"seed": seed, "k": run.k, "method": method} | scores
 
 

@@ -8,13 +8,15 @@
     DIR/instruct.jsonl      the same, one to three documents a row
     DIR/joint.jsonl         {question, answer, doc_ids[], pos_index[]}
     DIR/questions.jsonl     {question_id, question, answer, positives[], candidates[]}; held-out people
+    DIR/held-out.jsonl      the same questions as rows of the joint stage, to watch while it trains
     DIR/base_init/          config.json and tokenizer of the base that stage ``base`` trains from scratch
 
 The first three files are a curriculum: rows in reading order, ``batch_size`` rows a step (``shuffle: false``). The same
 arguments give the same bytes.
 
-The multi-hop variant asks for two facts about a person at once: evaluation questions and half of the joint ones have
-two positives and an answer that needs both, and most rows that show several passages ask for two of them.
+The multi-hop variant is the same world, and asks for two facts about a person at once: evaluation questions have two
+positives and an answer that needs both, and so have half of the joint rows and most instruct rows that show several
+passages. All else is equal.
 """
 
 from __future__ import annotations
@@ -73,13 +75,14 @@ class DemoSizes:
     variant: DemoVariant = "one-hop"
 
 
-# Until then the base sees single passages only: reading comes before choosing. Two facts at once take longer to learn.
-_SINGLE_PASSAGE_SHARE: dict[DemoVariant, float] = {"one-hop": 0.6, "multi-hop": 0.35}
-_SEVERAL_PASSAGES_SHARE: dict[DemoVariant, float] = {"one-hop": 0.4, "multi-hop": 0.7}
+# Until then the base sees single passages only: reading comes before choosing.
+_SINGLE_PASSAGE_SHARE = 0.6
+_SEVERAL_PASSAGES_SHARE = 0.4
 _SUPERVISED_SHARE = 0.2
 _INSTRUCT_SINGLE_SHARE = 0.2
-# In the multi-hop variant: of the rows that show several passages, and of the joint stage's questions.
-_TWO_FACTS_SHARE = 0.75
+# Of the instruct rows that may show several passages, in the multi-hop variant. Not of the base's: a base that is
+# trained on such rows, and longer for them, compresses so that an untrained reasoner finds next to nothing.
+_TWO_FACTS_SHARE = 0.6
 _JOINT_TWO_FACTS_SHARE = 0.5
 
 
@@ -95,13 +98,15 @@ def write_demo(directory: str | Path, seed: int, sizes: DemoSizes = DemoSizes())
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     rows = _ReadingRows(world.train_passages, sizes.variant)
+    questions = list(_evaluation_rows(world, sizes, random.Random(f"questions {seed}")))
     files: dict[str, Iterable[Row]] = {
         "corpus": map(_document, world.passages),
         "base": rows.base(sizes, random.Random(f"base {seed}")),
         "compression": rows.compression(sizes, random.Random(f"compression {seed}")),
         "instruct": rows.instruct(sizes, random.Random(f"instruct {seed}")),
         "joint": _joint_rows(world, sizes, random.Random(f"joint {seed}")),
-        "questions": _evaluation_rows(world, sizes, random.Random(f"questions {seed}")),
+        "questions": questions,
+        "held-out": map(_as_joint_row, questions),
     }
     for name, content in files.items():
         with open(directory / f"{name}.jsonl", "w", encoding="utf-8", newline="\n") as file:
@@ -132,8 +137,8 @@ class _ReadingRows:
 
     def base(self, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
         for step in range(sizes.base_steps):
-            may_be_several = step >= _SINGLE_PASSAGE_SHARE[sizes.variant] * sizes.base_steps
-            several = may_be_several and rng.random() < _SEVERAL_PASSAGES_SHARE[sizes.variant]
+            may_be_several = step >= _SINGLE_PASSAGE_SHARE * sizes.base_steps
+            several = may_be_several and rng.random() < _SEVERAL_PASSAGES_SHARE
             for _ in range(sizes.batch_size):
                 row = self._several(rng, 2, 3) if several else self._single(rng)
                 if not several and rng.random() < _SUPERVISED_SHARE:
@@ -148,7 +153,7 @@ class _ReadingRows:
         for _ in range(sizes.instruct_steps):
             single = rng.random() < _INSTRUCT_SINGLE_SHARE
             for _ in range(sizes.batch_size):
-                yield self._single(rng) if single else self._several(rng, 1, 3)
+                yield self._single(rng) if single else self._several(rng, 1, 3, self._partners)
 
     def _single(self, rng: random.Random) -> Row:
         """A passage with 40 % paraphrase, 20 % "who is it about?", 40 % question and answer."""
@@ -161,11 +166,11 @@ class _ReadingRows:
             return _row("answer", [WHO_QUESTION], passage.person.name, [passage])
         return _row("answer", [_question((passage,), rng)], passage.value, [passage])
 
-    def _several(self, rng: random.Random, at_least: int, at_most: int) -> Row:
-        """A question over some passages, one or two of which it takes to answer it."""
+    def _several(self, rng: random.Random, at_least: int, at_most: int, partners: PartnerMaker | None = None) -> Row:
+        """A question over some passages; with ``partners``, it often takes two of them to answer it."""
         golds: Golds = (pick(rng, self._passages),)
-        if self._partners is not None and rng.random() < _TWO_FACTS_SHARE:
-            golds = self._partners.pair(golds[0], rng)
+        if partners is not None and rng.random() < _TWO_FACTS_SHARE:
+            golds = partners.pair(golds[0], rng)
         passages = list(golds)
         n = at_least + int(rng.random() * (at_most - at_least + 1))
         while len(passages) < n:
@@ -190,8 +195,7 @@ def _wording(rng: random.Random) -> int:
 def _joint_rows(world: DemoWorld, sizes: DemoSizes, rng: random.Random) -> Iterator[Row]:
     """Every question about every training person, once, with candidates about training people.
 
-    In the multi-hop variant, half of them are asked together with another one about the person. Only half: where
-    neither document is found yet, a question for two facts hardly tells the reasoner what to look for.
+    In the multi-hop variant, half of them are asked together with another one about the person.
     """
     candidates = CandidateMaker(world.train_passages)
     partners = PartnerMaker(world.train_passages)
@@ -224,3 +228,14 @@ def _evaluation_rows(world: DemoWorld, sizes: DemoSizes, rng: random.Random) -> 
             "positives": [p.doc_id for p in golds],
             "candidates": [p.doc_id for p in candidates.draw(golds, sizes.n_candidates, rng)],
         }
+
+
+def _as_joint_row(question: Row) -> Row:
+    candidates = question["candidates"]
+    positives = [candidates.index(doc_id) for doc_id in question["positives"]]
+    return {
+        "question": question["question"],
+        "answer": question["answer"],
+        "doc_ids": candidates,
+        "pos_index": positives,
+    }

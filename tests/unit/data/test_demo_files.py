@@ -33,7 +33,7 @@ TINY = DemoSizes(
     hidden_size=16,
 )
 # Of seed 3: the same on every machine and Python. The tokenizer's file is left out, its layout is its library's.
-GOLDEN = "a4e64f53d78ea50110d5438708295bf2427a7d4c62f2e65a1edbbd1330adbe43"
+GOLDEN = "53bb62cf56a1fff49357b56e0891465434d94378afbc9e67e85be7ed95d827fd"
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_multi_hop_is_the_same_world_with_other_questions(
 ) -> None:
     write_demo(tmp_path, 3, dataclasses.replace(TINY, variant="multi-hop"))
     assert digest(tmp_path) == digest(multi_hop[0]) != digest(demo[0])
-    for name in ("corpus.jsonl", "compression.jsonl"):
+    for name in ("corpus.jsonl", "base.jsonl", "compression.jsonl"):
         assert (demo[0] / name).read_bytes() == (multi_hop[0] / name).read_bytes()
 
 
@@ -216,7 +216,7 @@ def test_a_multi_hop_question_needs_both_of_its_passages(multi_hop: tuple[Path, 
 def test_most_rows_of_several_passages_ask_for_two(multi_hop: tuple[Path, DemoWorld]) -> None:
     several = [row for row in rows(multi_hop[0], "instruct") if len(row["docs"]) > 1]
     two = [row for row in several if " and " in row["answers"][0]]
-    # A row of one question may draw one passage, a row of two never.
-    assert 0.75 < len(two) / len(several) < 0.9
+    # 960 rows, most with .6 of two facts. Of the others a third draws one passage, so .69 of those that show several.
+    assert len(two) / len(several) == pytest.approx(0.69, abs=0.07)
     for row in two:
         assert all(any(value in text for text in row["docs"]) for value in row["answers"][0].split(" and "))
