@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from clara_dist.model.clara import ClaraModel
 
@@ -38,17 +40,27 @@ def left_padded(prompts: Sequence[Sequence[int]], memory_ids: Sequence[int], pad
 
 
 class DecodingBatch:
-    """Rows that are decoded together, under the generator role.
+    """Rows that are decoded together, under the generator role. Rows leave, and those of other batches join.
 
-    The role is entered per forward pass: a consumer of a stream may run the reasoner between two steps.
+    The role is entered per forward pass: between two of them the reasoner may run.
     """
 
     def __init__(self, clara: ClaraModel, padded: LeftPadded) -> None:
         self.clara = clara
         self.padded = padded
         self.mask_BL = padded.mask_BL.to(clara.device)
-        # The configuration matters: sliding-window layers keep their window only.
+        self.lengths = padded.mask_BL.sum(1).tolist()
         self.cache = DynamicCache(config=clara.base.config)
+        # Sliding windows would forget at different moments, so rows that read different lengths could not be joined.
+        # The attention mask has the window all the same.
+        self.cache.layers = [
+            DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in self.cache.layers
+        ]
+
+    @property
+    def joinable(self) -> bool:
+        """Whether other rows can join: all that is remembered is keys and values of tokens."""
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     def prefill(self, memory_TMD: Tensor | None) -> Tensor:
         """Read the prompts; logits ``[B, V]`` of the first answer token."""
@@ -66,13 +78,30 @@ class DecodingBatch:
         """Append one token per row; logits ``[B, V]`` of the next."""
         ids_B1 = torch.tensor(token_ids, device=self.clara.device).unsqueeze(1)
         self.mask_BL = torch.cat([self.mask_BL, torch.ones_like(ids_B1, dtype=torch.bool)], dim=1)
-        return self._forward(self.clara.embed(ids_B1), self.mask_BL.sum(1, keepdim=True) - 1)
+        positions_B1 = torch.tensor(self.lengths, device=self.clara.device).unsqueeze(1)
+        self.lengths = [length + 1 for length in self.lengths]
+        return self._forward(self.clara.embed(ids_B1), positions_B1)
+
+    def join(self, other: DecodingBatch) -> None:
+        """Take the rows of another batch, below these. Shorter ones are padded on the left, where nothing looks."""
+        width = max(self.mask_BL.shape[1], other.mask_BL.shape[1])
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys = torch.cat([_widened(mine.keys, width), _widened(theirs.keys, width)])
+            mine.values = torch.cat([_widened(mine.values, width), _widened(theirs.values, width)])
+        masks = [pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask_BL, other.mask_BL)]
+        self.mask_BL = torch.cat(masks)
+        self.lengths += other.lengths
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all other rows, their cache included."""
+        """Drop all other rows, their cache included, and columns that are padding in those that stay."""
         index = torch.tensor(rows, device=self.clara.device)
-        self.mask_BL = self.mask_BL[index]
+        self.lengths = [self.lengths[row] for row in rows]
         self.cache.batch_select_indices(index)
+        n_padding = self.mask_BL.shape[1] - max(self.lengths) if self.joinable else 0
+        self.mask_BL = self.mask_BL[index, n_padding:]
+        if n_padding:
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[..., n_padding:, :], layer.values[..., n_padding:, :]
 
     def _forward(self, embeds_BLD: Tensor, positions_BL: Tensor) -> Tensor:
         with self.clara.role("generator"):
@@ -84,3 +113,7 @@ class DecodingBatch:
                 use_cache=True,
             ).last_hidden_state
         return self.clara.logits(hidden_BLD[:, -1])
+
+
+def _widened(states_BHLd: Tensor, width: int) -> Tensor:
+    return pad(states_BHLd, (0, 0, width - states_BHLd.shape[2], 0))

@@ -1,20 +1,18 @@
-"""Answers from memories, token by token."""
+"""Answers from memories, many at a time."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from torch import Tensor
 
-from clara_dist.errors import ModelError, TokenizationError
-from clara_dist.inference.buckets import length_buckets
-from clara_dist.inference.decoding import DecodingBatch, left_padded
+from clara_dist.errors import ModelError
+from clara_dist.inference.engine import FinishReason, Sampling
+from clara_dist.inference.growing_text import GrowingText
+from clara_dist.inference.scheduler import Scheduler
 from clara_dist.model.clara import ClaraModel
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -46,23 +44,14 @@ class TextPiece:
     finish_reason: FinishReason | None
 
 
-@dataclass(frozen=True)
-class _NewToken:
-    row: int
-    token_id: int
-    finish_reason: FinishReason | None
-
-
 class Generator:
-    """Batched decoding with a KV cache.
+    """Answers a list of questions with one `Scheduler`, greedily or by drawing.
 
-    Prompts are left-padded, the LM head runs on the last position only, and a row that has finished leaves the batch,
-    cache included. The same instance of `ClaraModel` may serve a `Reasoner`, though not at the same time.
+    The same instance of `ClaraModel` may serve a `Reasoner`, though not at the same time.
 
     Args:
         clara: A model with a generator.
-        max_batch_tokens: Upper bound of ``rows * (longest prompt + its max_tokens)`` of one batch: what bounds the KV
-            cache.
+        max_batch_tokens: As of `Scheduler`.
     """
 
     def __init__(self, clara: ClaraModel, max_batch_tokens: int = 65_536) -> None:
@@ -106,20 +95,23 @@ class Generator:
         seed: int | None = None,
     ) -> list[GeneratedText]:
         """As `generate`, from ready prompts (`ClaraTokenizer.prompt`, `ClaraTokenizer.text_prompt`)."""
-        limits = _limits(max_tokens, len(prompts))
-        sampler = _Sampler(temperature, seed, self.clara.device)
+        samplings = _samplings(max_tokens, len(prompts), temperature, seed)
+        # Prompts of similar length are read together, and the longest first: what does not fit fails at once.
+        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+        scheduler = self._scheduler(len(prompts))
+        row_of = {
+            scheduler.add(prompts[row], None if memories is None else memories[row], samplings[row]): row
+            for row in order
+        }
         ids: list[list[int]] = [[] for _ in prompts]
         reasons: list[FinishReason] = ["length"] * len(prompts)
-        lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
-        for rows in length_buckets(lengths, self.max_batch_tokens):
-            batch_memories = None if memories is None else [memories[row] for row in rows]
-            batch_limits = [limits[row] for row in rows]
-            for step in self._steps([prompts[row] for row in rows], batch_memories, batch_limits, sampler):
-                for new in step:
-                    if new.finish_reason == "stop":
-                        reasons[rows[new.row]] = "stop"
-                    else:
-                        ids[rows[new.row]].append(new.token_id)
+        while not scheduler.is_idle:
+            for new in scheduler.step():
+                row = row_of[new.ticket]
+                if new.finish_reason == "stop":
+                    reasons[row] = "stop"
+                else:
+                    ids[row].append(new.token_id)
         decode = self.clara.tokenizer.decode
         return [GeneratedText(decode(i), tuple(i), reason) for i, reason in zip(ids, reasons, strict=True)]
 
@@ -132,18 +124,27 @@ class Generator:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[TextPiece]:
-        """As `generate`, one batch whatever its size, yielding text as soon as it is certain.
+        """As `generate`, yielding text as soon as it is certain.
 
         Every row ends with a piece that has a ``finish_reason``. Between two pieces the model is free for other work.
         """
         prompts, memories = self._prompts(questions, memory_BKMD)
-        sampler = _Sampler(temperature, seed, self.clara.device)
-        texts = [_GrowingText(self.clara) for _ in prompts]
-        for step in self._steps(prompts, memories, _limits(max_tokens, len(prompts)), sampler):
-            for new in step:
-                text = texts[new.row].add(new)
+        samplings = _samplings(max_tokens, len(prompts), temperature, seed)
+        scheduler, row_of = self._scheduler(len(prompts)), {}
+        for row, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+            row_of[scheduler.add(prompt, None if memories is None else memories[row], sampling)] = row
+        texts = [GrowingText(self.clara.tokenizer.decode) for _ in prompts]
+        while not scheduler.is_idle:
+            for new in scheduler.step():
+                row = row_of[new.ticket]
+                text = texts[row].add(new.token_id) if new.finish_reason != "stop" else ""
+                if new.finish_reason is not None:
+                    text += texts[row].end()
                 if text or new.finish_reason:
-                    yield TextPiece(new.row, text, new.finish_reason)
+                    yield TextPiece(row, text, new.finish_reason)
+
+    def _scheduler(self, n_rows: int) -> Scheduler:
+        return Scheduler(self.clara, max_rows=max(1, n_rows), max_batch_tokens=self.max_batch_tokens)
 
     def _prompts(
         self, questions: Sequence[str], memory_BKMD: Tensor | Sequence[Tensor] | None
@@ -155,97 +156,15 @@ class Generator:
         tokenizer = self.clara.tokenizer
         return [tokenizer.prompt(question, k) for question, k in zip(questions, counts, strict=True)], memories
 
-    @torch.inference_mode()
-    def _steps(
-        self,
-        prompts: Sequence[Sequence[int]],
-        memories: Sequence[Tensor] | None,
-        limits: Sequence[int],
-        sampler: _Sampler,
-    ) -> Iterator[list[_NewToken]]:
-        """One list of new tokens per decoding step, until every row has finished."""
-        self._require_context(prompts, limits)
-        padded = left_padded(prompts, self.clara.tokenizer.memory_ids, self.clara.tokenizer.pad_id)
-        batch = DecodingBatch(self.clara, padded)
-        logits_BV = batch.prefill(None if memories is None else torch.cat(list(memories)))
-        alive = list(range(len(prompts)))
-        n_done = 0
-        while True:
-            token_ids = sampler(logits_BV).tolist()
-            n_done += 1
-            step = [
-                _NewToken(row, token_id, self._finish_reason(token_id, n_done, limits[row]))
-                for row, token_id in zip(alive, token_ids, strict=True)
-            ]
-            yield step
-            keep = [i for i, new in enumerate(step) if new.finish_reason is None]
-            if not keep:
-                return
-            if len(keep) < len(alive):
-                batch.keep(keep)
-                alive = [alive[i] for i in keep]
-            logits_BV = batch.step([token_ids[i] for i in keep])
 
-    def _finish_reason(self, token_id: int, n_done: int, limit: int) -> FinishReason | None:
-        if token_id in self.clara.tokenizer.stop_ids:
-            return "stop"
-        return "length" if n_done >= limit else None
-
-    def _require_context(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
-        longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
-        window = getattr(self.clara.base.config, "max_position_embeddings", None)
-        if window is not None and longest > window:
-            raise TokenizationError(
-                "prompt and answer exceed the base model's context",
-                got=f"{longest} tokens with max_tokens",
-                expected=f"at most {window}",
-                hint="lower max_tokens or use fewer documents",
-            )
-
-
-class _Sampler:
-    """Greedy at temperature 0, else multinomial."""
-
-    def __init__(self, temperature: float, seed: int | None, device: torch.device) -> None:
-        if temperature < 0:
-            raise ModelError("temperature must not be negative", got=temperature)
-        self.temperature = temperature
-        self.random = torch.Generator(device)
-        if seed is None:
-            self.random.seed()
-        else:
-            self.random.manual_seed(seed)
-
-    def __call__(self, logits_BV: Tensor) -> Tensor:
-        if self.temperature == 0:
-            return logits_BV.argmax(-1)
-        probabilities_BV = (logits_BV.float() / self.temperature).softmax(-1)
-        return torch.multinomial(probabilities_BV, 1, generator=self.random).squeeze(1)
-
-
-class _GrowingText:
-    """Decodes a row's ids as they come; text that a later token may still change is held back."""
-
-    def __init__(self, clara: ClaraModel) -> None:
-        self.decode = clara.tokenizer.decode
-        self.ids: list[int] = []
-        self.emitted = ""
-
-    def add(self, new: _NewToken) -> str:
-        if new.finish_reason != "stop":
-            self.ids.append(new.token_id)
-        text = self.decode(self.ids)
-        # Half a UTF-8 character decodes to U+FFFD, and some decoders rewrite the end ("do n" -> "don't").
-        unsure = text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(self.emitted)
-        if unsure and new.finish_reason is None:
-            return ""
-        piece = text[len(self.emitted) :]
-        self.emitted = text
-        return piece
-
-
-def _limits(max_tokens: int | Sequence[int], n_rows: int) -> list[int]:
+def _samplings(max_tokens: int | Sequence[int], n_rows: int, temperature: float, seed: int | None) -> list[Sampling]:
     limits = [max_tokens] * n_rows if isinstance(max_tokens, int) else list(max_tokens)
     if len(limits) != n_rows or any(limit < 1 for limit in limits):
         raise ModelError("max_tokens must be positive, one or one per question", got=max_tokens)
-    return limits
+    if temperature < 0:
+        raise ModelError("temperature must not be negative", got=temperature)
+    seeds: list[int | None] = [None] * n_rows
+    if seed is not None:
+        draw = random.Random(seed)
+        seeds = [draw.getrandbits(63) for _ in range(n_rows)]
+    return [Sampling(limit, temperature, seed=row_seed) for limit, row_seed in zip(limits, seeds, strict=True)]

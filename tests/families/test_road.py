@@ -20,7 +20,8 @@ from clara_dist.distributed.actor_pool import map_serially
 from clara_dist.distributed.compress_job import run as compress
 from clara_dist.distributed.compress_workers import identify_model
 from clara_dist.inference.answering import LocalPipeline
-from clara_dist.inference.generator import Generator
+from clara_dist.inference.engine import Sampling
+from clara_dist.inference.scheduler import Scheduler
 from clara_dist.model import ClaraModel, TextBatch
 from clara_dist.store import MemoryStore, verify
 from clara_dist.training.loop import run as train
@@ -105,17 +106,36 @@ def test_joint_training_changes_reasoner_and_generator_alone(road: Path) -> None
     assert all(torch.equal(rows[0][name], rows[1][name]) for name in rows[0])
 
 
-def test_batched_decoding_with_a_cache_gives_the_tokens_of_plain_forward_passes(road: Path) -> None:
+def test_answers_that_join_and_leave_get_the_tokens_of_plain_forward_passes(road: Path) -> None:
     clara = ClaraModel.from_pretrained(road / "trained")
     memory = torch.from_numpy(
         MemoryStore.open(road / "store").take_memory(torch.arange(8).reshape(4, 2).numpy())
     ).float()
     memories = [memory[0], memory[1, :1], memory[2], memory[3]]
     questions = ["Who?", *QUESTIONS[1:3], "At nine in the morning the gauges of which island are emptied?"]
-    generated = Generator(clara).generate(questions, memories, max_tokens=20)  # beyond the families' sliding windows
-    for question, memory_KMD, got in zip(questions, memories, generated, strict=True):
-        assert list(got.token_ids) == decode_plainly(clara, question, memory_KMD, 20)
-    assert max(len(got.token_ids) for got in generated) > 8
+    scheduler = Scheduler(clara)
+    got: dict[int, list[int]] = {}
+    for i in (
+        0,
+        3,
+        1,
+        2,
+    ):  # the longest joins a short one, and short ones join it, beyond the families' sliding windows
+        prompt = clara.tokenizer.prompt(questions[i], len(memories[i]))
+        got[scheduler.add(prompt, memories[i], Sampling(max_tokens=20 - 3 * i))] = []
+        run_steps(scheduler, got, 5)
+    run_steps(scheduler, got, 20)
+    assert scheduler.is_idle
+    for i, tokens in zip((0, 3, 1, 2), got.values(), strict=True):
+        assert tokens == decode_plainly(clara, questions[i], memories[i], 20 - 3 * i)
+    assert max(map(len, got.values())) > 8
+
+
+def run_steps(scheduler: Scheduler, got: dict[int, list[int]], n: int) -> None:
+    for _ in range(n):
+        for new in scheduler.step():
+            if new.finish_reason != "stop":
+                got[new.ticket].append(new.token_id)
 
 
 @torch.inference_mode()

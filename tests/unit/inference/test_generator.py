@@ -101,7 +101,7 @@ def test_sampling_follows_the_distribution_and_the_seed(clara: ClaraModel) -> No
     prompt = clara.tokenizer.prompt("rain", 0)
     with torch.no_grad(), clara.role("generator"):
         logits_V = clara.logits(clara.body(clara.embed(torch.tensor([prompt])))[0, -1])
-    n = 4000
+    n = 1000
     drawn = generator.generate_ids([prompt] * n, max_tokens=1, temperature=3.0, seed=7)
     counts = Counter(g.token_ids[0] if g.token_ids else -1 for g in drawn)
     best = int(logits_V.argmax())
