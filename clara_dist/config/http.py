@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
-def _question(text: str) -> str:
+def question_text(text: str) -> str:
+    """The text itself, if it can be a question; else a `ValueError`."""
     if not text.strip():
         raise ValueError("must not be empty")
     if "\0" in text:
@@ -18,7 +19,7 @@ def _question(text: str) -> str:
     return text
 
 
-Question = Annotated[str, AfterValidator(_question)]
+Question = Annotated[str, AfterValidator(question_text)]
 
 
 class RetrieveRequest(BaseModel):
@@ -57,24 +58,26 @@ class Source(Reply):
 
 
 class Timings(Reply):
-    """Where a request's time went in the engine, in seconds; a batch's steps are shared by its requests.
+    """Where a request's time went in the engine, in seconds.
 
-    ``queue`` waits for the batch; ``retrieve`` includes the way to the retriever and back.
+    ``queue`` waits for others to be retrieved; ``reason`` and ``retrieve`` are shared by the questions that come
+    together, ``retrieve`` includes the way to the retriever and back; ``generate`` is all from there on, of which
+    ``first_token`` until the first token.
     """
 
     queue: float
     reason: float
     retrieve: float
+    first_token: float = 0.0
     generate: float = 0.0
     total: float
 
 
 class Usage(Reply):
-    """Tokens of one answer. ``prompt_tokens`` counts memory tokens, too; ``batch_size`` is what ran together."""
+    """Tokens of one answer. ``prompt_tokens`` counts memory tokens, too."""
 
     prompt_tokens: int
     completion_tokens: int
-    batch_size: int
 
 
 class RetrieveReply(Reply):
@@ -104,6 +107,12 @@ class Health(Reply):
     model_version: str
     store_version: int
     n_documents: int
+
+
+class Ready(Reply):
+    """``GET /readyz`` of a server that can answer."""
+
+    status: str = "ready"
 
 
 class ErrorBody(Reply):

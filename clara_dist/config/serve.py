@@ -47,8 +47,11 @@ class ServeConfig(Config):
             loopback it may be unset; then only clients on loopback are answered.
         top_k: Documents per answer where the request does not say.
         max_tokens: Longest answer where the request does not say.
-        batch_size: Most questions that are reasoned, retrieved and generated together.
-        batch_wait_s: How long the first question of a batch waits for others.
+        model_name: What OpenAI's clients call the model.
+        batch_size: Most answers that are decoded together, and most questions that are retrieved together.
+        batch_tokens: Upper bound of answers * (longest prompt + its max_tokens), which bounds the memory of keys and
+            values; an answer that is longer by itself is decoded alone.
+        batch_wait_s: How long the first question that is to be retrieved waits for others.
         device: ``auto`` is a GPU where the cluster has one.
         attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
         quantization: Keep the base LLM in 8 or 4 bits (bitsandbytes, on a GPU); as the store was compressed.
@@ -69,8 +72,10 @@ class ServeConfig(Config):
     top_k: int = Field(5, ge=1)
     max_tokens: int = Field(64, ge=1)
     limits: LimitsConfig = LimitsConfig()
+    model_name: str = Field("clara", min_length=1, max_length=200)
     batch_size: int = Field(16, ge=1)
-    batch_wait_s: float = Field(0.01, ge=0)
+    batch_tokens: int = Field(65_536, ge=1)
+    batch_wait_s: float = Field(0.002, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "float32"
     attn_implementation: Attention | None = None

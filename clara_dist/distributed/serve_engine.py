@@ -1,54 +1,53 @@
-"""The engine deployment: takes questions in batches through its model and the retriever.
+"""The engine deployment: from a question to its sources and its answer, piece by piece.
 
 The model is imported where a replica starts: the process that only deploys does without torch (300 MB, some seconds).
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
+import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from clara_dist.config.http import AnswerReply, Health, RetrieveReply, Source, Timings, Usage
 from clara_dist.config.serve import ServeConfig
+from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
 from clara_dist.distributed.serve_retriever import Retrieved, ServedStore
-from clara_dist.errors import RequestError
-
-ResultT = TypeVar("ResultT")
+from clara_dist.errors import ModelError, RequestError
+from clara_dist.inference.engine import Piece
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """A request that was found good and waits for its batch; without a prompt, only its sources are asked for."""
+class _Query:
+    """A question that was found good and waits to be retrieved with others."""
 
     question: str
     top_k: int
     since: float
-    prompt: Sequence[int] = ()
-    max_tokens: int = 0
+    with_memory: bool
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What the first half of a batch made: its sources, and the clock readings between its steps."""
+class _Hit:
+    """What was found for one question, when, and how long it took."""
 
-    retrieved: Retrieved
-    started: float
-    reasoned: float
+    sources: tuple[Source, ...]
+    memory_KMD: np.ndarray | None
+    queue_s: float
+    reason_s: float
+    retrieve_s: float
     ended: float
 
 
 class Engine:
     """Reasons, retrieves and generates. A plain class: Serve wraps it in `serve_app`.
 
-    All questions that wait when a batch starts share one forward pass of the reasoner, one search of the store and one
-    batch of the generator. Whatever can be wrong with a single request is found before it joins a batch.
+    Questions that wait share one forward pass of the reasoner and one search of the store; answers join those that are
+    being decoded. Whatever can be wrong with a single request is found before it meets others.
     """
 
     async def __init__(self, config: ServeConfig, device: str, retriever: DeploymentHandle) -> None:  # type: ignore[misc]
@@ -62,8 +61,6 @@ class Engine:
         Raises:
             FingerprintMismatchError: The store was written by another model; the message names the fields.
         """
-        import torch
-
         from clara_dist.distributed.serve_model import ServedModel
 
         self._model = ServedModel(config, device)
@@ -72,11 +69,18 @@ class Engine:
         self._store.fingerprint.require_match(
             self._model.fingerprint, f"the store {self._store.url}", f"the model {config.model}"
         )
-        # One thread owns the model; the event loop stays free to queue, cancel and be probed meanwhile.
-        self._model_thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (config.threads,))
         batched = serve.batch(max_batch_size=config.batch_size, batch_wait_timeout_s=config.batch_wait_s)
-        self._answer_batched = batched(self._answer_batch)
-        self._retrieve_batched = batched(self._retrieve_batch)
+        self._find_batched = batched(self._find_batch)
+
+    def check_health(self) -> None:
+        """Serve's probe: a replica without its engine's thread is replaced."""
+        if not self._model.engine.is_alive:
+            raise ModelError("the engine's thread has ended")
+
+    def __del__(self) -> None:
+        """Serve calls it when a replica is stopped, after its requests."""
+        if hasattr(self, "_model"):
+            self._model.engine.close()
 
     async def describe(self) -> Health:
         return Health(
@@ -85,101 +89,116 @@ class Engine:
             n_documents=self._store.n_documents,
         )
 
-    async def answer(self, question: str, top_k: int, max_tokens: int) -> AnswerReply:
-        """Answer one question from its ``top_k`` best documents with at most ``max_tokens`` tokens.
+    async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+        """An answer as it comes: what it rests on, its text in pieces, how it ended.
 
         Raises:
             TokenizationError: The prompt is too long for this model.
             RequestError: The question is too long, the store is too small, or the answer would not fit.
         """
         since = time.perf_counter()
-        self._require_fit(question, top_k)
-        prompt = self._model.prompt(question, top_k, max_tokens)
-        reply: AnswerReply = await self._answer_batched(_Pending(question, top_k, since, prompt, max_tokens))
-        return reply
+        self._require_fit(ask)
+        prompt = self._model.prompt(ask.question, ask.top_k, ask.sampling.max_tokens)
+        hit: _Hit = await self._find_batched(_Query(ask.question, ask.top_k, since, with_memory=True))
+        yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, self._store.version)
+        n_tokens, first_s = 0, 0.0
+        async for piece in self._model.engine.answer(prompt, hit.memory_KMD, ask.sampling):
+            first_s = first_s or time.perf_counter() - hit.ended
+            n_tokens += piece.n_tokens
+            yield piece
+            if piece.finish_reason is not None:
+                timings = _timings(hit, first_s, time.perf_counter() - hit.ended)
+                yield Done(piece.finish_reason, n_tokens, timings)
+
+    async def answer(self, ask: Ask) -> AnswerReply:
+        """A whole answer at once; raises as `stream` does."""
+        text: list[str] = []
+        async for event in self.stream(ask):
+            if isinstance(event, Found):
+                found = event
+            elif isinstance(event, Piece):
+                text.append(event.text)
+            else:
+                done = event
+        return AnswerReply(
+            answer="".join(text),
+            finish_reason=done.finish_reason,
+            sources=list(found.sources),
+            timings=done.timings,
+            usage=Usage(prompt_tokens=found.prompt_tokens, completion_tokens=done.completion_tokens),
+            model_version=found.model_version,
+            store_version=found.store_version,
+        )
 
     async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
         """The ``top_k`` best documents for one question.
 
         Raises:
-            RequestError: The question is too long, or the store is too small.
+            TokenizationError: The question is too long.
+            RequestError: The store is too small.
         """
         since = time.perf_counter()
-        self._require_fit(question, top_k)
-        reply: RetrieveReply = await self._retrieve_batched(_Pending(question, top_k, since))
-        return reply
-
-    def _require_fit(self, question: str, top_k: int) -> None:
+        self._require_documents(top_k)
         self._model.require_readable(question)
+        hit: _Hit = await self._find_batched(_Query(question, top_k, since, with_memory=False))
+        return RetrieveReply(
+            sources=list(hit.sources),
+            timings=_timings(hit),
+            model_version=self._model.version,
+            store_version=self._store.version,
+        )
+
+    def _require_fit(self, ask: Ask) -> None:
+        self._model.require_readable(ask.question)
+        self._require_documents(ask.top_k)
+
+    def _require_documents(self, top_k: int) -> None:
         if top_k > self._store.n_documents:
             raise RequestError(
                 "top_k exceeds the number of documents", got=top_k, expected=f"at most {self._store.n_documents}"
             )
 
-    async def _answer_batch(self, batch: Sequence[_Pending]) -> list[AnswerReply]:
-        found = await self._find(batch, with_memory=True)
-        texts = await self._on_model_thread(
-            self._model.generate,
-            [pending.prompt for pending in batch],
-            found.retrieved.memory_TMD,
-            [pending.top_k for pending in batch],
-            [pending.max_tokens for pending in batch],
-        )
-        generate_s = time.perf_counter() - found.ended
-        return [
-            AnswerReply(
-                **self._common(found, i, pending, generate_s),
-                answer=text.text,
-                finish_reason=text.finish_reason,
-                usage=Usage(
-                    prompt_tokens=len(pending.prompt),
-                    completion_tokens=text.n_tokens,
-                    batch_size=len(batch),
-                ),
-            )
-            for i, (pending, text) in enumerate(zip(batch, texts, strict=True))
-        ]
-
-    async def _retrieve_batch(self, batch: Sequence[_Pending]) -> list[RetrieveReply]:
-        found = await self._find(batch, with_memory=False)
-        return [RetrieveReply(**self._common(found, i, pending, 0.0)) for i, pending in enumerate(batch)]
-
-    async def _find(self, batch: Sequence[_Pending], *, with_memory: bool) -> _Found:
+    async def _find_batch(self, batch: Sequence[_Query]) -> list[_Hit]:
         started = time.perf_counter()
-        query_BX = await self._on_model_thread(self._model.query, [pending.question for pending in batch])
+        query_BX = await self._model.engine.reason([query.question for query in batch])
         reasoned = time.perf_counter()
-        retrieved: Retrieved = await self._retriever.search.remote(
+        top_k = [query.top_k for query in batch]
+        found: Retrieved = await self._retriever.search.remote(
             query_BX,
-            [pending.top_k for pending in batch],
+            top_k,
             fingerprint=self._model.fingerprint.digest,
-            with_memory=with_memory,
+            with_memory=any(query.with_memory for query in batch),
         )
-        return _Found(retrieved, started, reasoned, time.perf_counter())
-
-    async def _on_model_thread(self, work: Callable[..., ResultT], *args: Any) -> ResultT:
-        return await asyncio.get_running_loop().run_in_executor(self._model_thread, work, *args)
-
-    def _common(self, found: _Found, i: int, pending: _Pending, generate_s: float) -> dict[str, Any]:
-        sources = [
-            Source(
-                doc_id=document.doc_id,
-                parent_id=document.parent_id,
-                title=document.title,
-                score=score,
-                text=document.text,
+        ended = time.perf_counter()
+        memories = (
+            [None] * len(batch) if found.memory_TMD is None else np.split(found.memory_TMD, np.cumsum(top_k)[:-1])
+        )
+        return [
+            _Hit(
+                sources=_sources(found, i),
+                memory_KMD=memories[i],
+                queue_s=started - query.since,
+                reason_s=reasoned - started,
+                retrieve_s=ended - reasoned,
+                ended=ended,
             )
-            for document, score in zip(found.retrieved.documents[i], found.retrieved.scores[i], strict=True)
+            for i, query in enumerate(batch)
         ]
-        timings = Timings(
-            queue=found.started - pending.since,
-            reason=found.reasoned - found.started,
-            retrieve=found.ended - found.reasoned,
-            generate=generate_s,
-            total=found.ended + generate_s - pending.since,
-        )
-        return {
-            "sources": sources,
-            "timings": timings,
-            "model_version": self._model.version,
-            "store_version": self._store.version,
-        }
+
+
+def _sources(found: Retrieved, i: int) -> tuple[Source, ...]:
+    return tuple(
+        Source(doc_id=d.doc_id, parent_id=d.parent_id, title=d.title, score=score, text=d.text)
+        for d, score in zip(found.documents[i], found.scores[i], strict=True)
+    )
+
+
+def _timings(hit: _Hit, first_token_s: float = 0.0, generate_s: float = 0.0) -> Timings:
+    return Timings(
+        queue=hit.queue_s,
+        reason=hit.reason_s,
+        retrieve=hit.retrieve_s,
+        first_token=first_token_s,
+        generate=generate_s,
+        total=hit.queue_s + hit.reason_s + hit.retrieve_s + generate_s,
+    )

@@ -49,10 +49,12 @@ class ApiError(Exception):
         self.param = param
         self.headers = headers
 
-    def response(self) -> JSONResponse:
+    def body(self) -> ErrorBody:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        body = ErrorBody(message=self.message, type=kind, param=self.param, code=_CODES.get(self.status))
-        return JSONResponse(ErrorReply(error=body).model_dump(), self.status, self.headers)
+        return ErrorBody(message=self.message, type=kind, param=self.param, code=_CODES.get(self.status))
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(ErrorReply(error=self.body()).model_dump(), self.status, self.headers)
 
 
 def overloaded() -> ApiError:

@@ -16,7 +16,7 @@ from clara_dist.distributed.serve_errors import ApiError
 from clara_dist.errors import ConfigError
 
 # Probes of orchestrators carry no key, and what it says is no secret.
-OPEN_PATHS = frozenset({"/healthz"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 class ApiKeys:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -10,10 +11,21 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 import clara_dist
-from clara_dist.config.http import AnswerReply, AnswerRequest, ErrorReply, Health, RetrieveReply, RetrieveRequest
+from clara_dist.config.http import (
+    AnswerReply,
+    AnswerRequest,
+    ErrorReply,
+    Health,
+    Ready,
+    RetrieveReply,
+    RetrieveRequest,
+)
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_errors import ApiError, api_error
 from clara_dist.distributed.serve_guard import ApiKeys, RequestGuard
+from clara_dist.distributed.serve_messages import AnswerEvent, Ask
+from clara_dist.distributed.serve_openai import openai_routes
+from clara_dist.inference.engine import Sampling
 
 
 class Backend(Protocol):
@@ -21,7 +33,9 @@ class Backend(Protocol):
 
     async def health(self) -> Health: ...
 
-    async def answer(self, question: str, top_k: int, max_tokens: int) -> AnswerReply: ...
+    async def answer(self, ask: Ask) -> AnswerReply: ...
+
+    def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]: ...
 
     async def retrieve(self, question: str, top_k: int) -> RetrieveReply: ...
 
@@ -33,36 +47,53 @@ def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
         version=clara_dist.__version__,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
-        responses={status: {"model": ErrorReply} for status in (400, 401, 413, 415, 429, 500, 503, 504)},
+        responses={status: {"model": ErrorReply} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)},
     )
-    limits = config.limits
-
-    def question(request: RetrieveRequest) -> str:
-        _require("question", len(request.question), limits.max_question_chars, "characters")
-        return request.question
-
-    def top_k(request: RetrieveRequest) -> int:
-        value = config.top_k if request.top_k is None else request.top_k
-        return _require("top_k", value, limits.max_top_k, "documents")
+    bounds = _Bounds(config)
 
     @api.post("/v1/answers")
     async def answers(request: AnswerRequest) -> AnswerReply:
-        max_tokens = config.max_tokens if request.max_tokens is None else request.max_tokens
-        _require("max_tokens", max_tokens, limits.max_tokens, "tokens")
-        return await backend.answer(question(request), top_k(request), max_tokens)
+        return await backend.answer(bounds.ask(request.question, request.top_k, request.max_tokens))
 
     @api.post("/v1/retrieve")
     async def retrieve(request: RetrieveRequest) -> RetrieveReply:
-        return await backend.retrieve(question(request), top_k(request))
+        return await backend.retrieve(bounds.question(request.question), bounds.top_k(request.top_k))
 
     @api.get("/healthz")
     async def healthz() -> Health:
         return await backend.health()
 
+    @api.get("/readyz")
+    async def readyz() -> Ready:
+        await backend.health()
+        return Ready()
+
+    api.include_router(openai_routes(config, backend, bounds))
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(kind, _explain)
     api.add_middleware(RequestGuard, config=config, keys=keys)
     return api
+
+
+class _Bounds:
+    """The server's defaults and limits."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+
+    def question(self, text: str) -> str:
+        _require("question", len(text), self._config.limits.max_question_chars, "characters")
+        return text
+
+    def top_k(self, value: int | None) -> int:
+        value = self._config.top_k if value is None else value
+        return _require("top_k", value, self._config.limits.max_top_k, "documents")
+
+    def ask(self, question: str, top_k: int | None, max_tokens: int | None, **sampling: Any) -> Ask:
+        """What the engine is asked; sampling without a word on it is greedy."""
+        max_tokens = self._config.max_tokens if max_tokens is None else max_tokens
+        _require("max_tokens", max_tokens, self._config.limits.max_tokens, "tokens")
+        return Ask(self.question(question), self.top_k(top_k), Sampling(max_tokens, **sampling))
 
 
 def _require(name: str, value: int, limit: int, unit: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +17,7 @@ from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_errors import ApiError, api_error, not_ready, overloaded
 from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_http import build_api
+from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done
 
 # How long a request waits for an engine that is being loaded, before it is told so.
 _FIRST_CONTACT_S = 1.0
@@ -50,9 +53,28 @@ class Ingress:
             raise not_ready()
         return contact.result()
 
-    async def answer(self, question: str, top_k: int, max_tokens: int) -> AnswerReply:
-        reply: AnswerReply = await self._call("answer", question, top_k, max_tokens)
+    async def answer(self, ask: Ask) -> AnswerReply:
+        reply: AnswerReply = await self._call("answer", ask)
         return reply
+
+    async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+        """An answer as it comes. Whoever closes the iterator cancels it in the engine."""
+        await self.health()
+        deadline = time.monotonic() + self._config.limits.request_timeout_s
+        response = self._engine.options(stream=True).stream.remote(ask)
+        ended = False
+        try:
+            while not ended:
+                event = await asyncio.wait_for(anext(response), max(0.0, deadline - time.monotonic()))
+                ended = isinstance(event, Done)
+                yield event
+        except asyncio.TimeoutError:
+            raise self._late() from None
+        except Exception as error:
+            raise self._translate(error) from None
+        finally:
+            if not ended:
+                response.cancel()
 
     async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
         reply: RetrieveReply = await self._call("retrieve", question, top_k)
@@ -73,9 +95,12 @@ class Ingress:
             response.cancel()
             if isinstance(error, asyncio.CancelledError):
                 raise
-            raise ApiError(504, f"no answer within {timeout_s:g} s") from None
+            raise self._late() from None
         except Exception as error:
             raise self._translate(error) from None
+
+    def _late(self) -> ApiError:
+        return ApiError(504, f"no answer within {self._config.limits.request_timeout_s:g} s")
 
     def _translate(self, error: Exception) -> ApiError:
         if isinstance(error, BackPressureError):

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-
-import numpy as np
-import torch
 
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.models import load_model
 from clara_dist.errors import RequestError
-from clara_dist.inference.generator import GeneratedText, Generator
-from clara_dist.inference.reasoner import Reasoner
+from clara_dist.inference.transformers_engine import TransformersEngine
 from clara_dist.model.identity import hash_tensors
 from clara_dist.store.fingerprint import Fingerprint
 
 
 class ServedModel:
-    """A model that was loaded for serving; run it from one thread at a time.
+    """A model that was loaded for serving, and the engine that runs it.
 
     Args:
         config: What is served.
@@ -26,6 +21,7 @@ class ServedModel:
 
     Attributes:
         fingerprint: What a store must have been written by.
+        engine: Reasons and answers.
         version: A hash over all that decides answers: the fingerprint and the two roles that serve.
 
     Raises:
@@ -42,8 +38,12 @@ class ServedModel:
         clara.fuse_for_serving()
         self._tokenizer = clara.tokenizer
         self._context_tokens: int | None = getattr(clara.base.config, "max_position_embeddings", None)
-        self._reasoner = Reasoner(clara)
-        self._generator = Generator(clara)
+        self.engine = TransformersEngine(
+            clara,
+            max_rows=config.batch_size,
+            max_batch_tokens=config.batch_tokens,
+            threads=config.threads if device == "cpu" else None,
+        )
 
     def require_readable(self, question: str) -> None:
         """Check that the reasoner reads all of a question.
@@ -69,22 +69,3 @@ class ServedModel:
                 hint="lower max_tokens or top_k",
             )
         return prompt
-
-    def query(self, questions: Sequence[str]) -> np.ndarray:
-        """Query vectors, float32 [B, M * D]."""
-        return self._reasoner.query(questions)
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], memory_TMD: np.ndarray, top_k: Sequence[int], max_tokens: Sequence[int]
-    ) -> list[GeneratedText]:
-        """Greedy answers.
-
-        Args:
-            prompts: B prompts; prompt b has ``top_k[b]`` memory slots.
-            memory_TMD: float16 memories of all slots, row-major, T = sum(top_k). May be read-only, as Ray gives it.
-            top_k: Documents per prompt.
-            max_tokens: Longest answer per prompt.
-        """
-        # Copied, as torch takes no read-only memory: some KiB per document, against a forward pass.
-        memories = torch.tensor(memory_TMD).split(list(top_k))
-        return self._generator.generate_ids(prompts, memories, max_tokens=max_tokens)

@@ -72,8 +72,6 @@ def serve_config(tiny_clara_dir: Path, store_dir: Path) -> ServeConfig:
         top_k=2,
         max_tokens=8,
         batch_size=8,
-        # Long enough for 16 requests of one client to arrive in two batches on a busy machine.
-        batch_wait_s=0.5,
         limits=LimitsConfig(max_top_k=N_DOCUMENTS + 3, max_tokens=40, max_queued_requests=24, max_body_bytes=5_000),
         start_timeout_s=240,
     )

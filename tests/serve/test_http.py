@@ -15,7 +15,9 @@ from clara_dist.config.serve import LimitsConfig, ServeConfig
 from clara_dist.distributed.serve_errors import not_ready, overloaded
 from clara_dist.distributed.serve_guard import ApiKeys, RequestGuard
 from clara_dist.distributed.serve_http import build_api
+from clara_dist.distributed.serve_messages import AnswerEvent, Ask
 from clara_dist.errors import ConfigError, StoreError, TokenizationError
+from clara_dist.inference.engine import Sampling
 
 LIMITS = LimitsConfig(max_question_chars=50, max_top_k=7, max_tokens=9, max_body_bytes=300)
 CONFIG = ServeConfig(model="m", store="s", top_k=3, max_tokens=5, limits=LIMITS)
@@ -33,29 +35,33 @@ class FakeEngine:
             raise self.error
         return Health(model_version="abc", store_version=2, n_documents=4)
 
-    async def answer(self, question: str, top_k: int, max_tokens: int) -> AnswerReply:
+    async def answer(self, ask: Ask) -> AnswerReply:
         if self.error:
             raise self.error
+        assert ask.sampling == Sampling(ask.sampling.max_tokens), "greedy"
         return AnswerReply(
-            answer=f"{question}|{top_k}|{max_tokens}",
+            answer=f"{ask.question}|{ask.top_k}|{ask.sampling.max_tokens}",
             finish_reason="stop",
             sources=[],
             timings=TIMINGS,
             model_version="abc",
             store_version=2,
-            usage=Usage(prompt_tokens=1, completion_tokens=2, batch_size=3),
+            usage=Usage(prompt_tokens=1, completion_tokens=2),
         )
+
+    def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+        raise AssertionError(f"{ask}: not asked for here")
 
     async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
         raise AssertionError(f"{question} {top_k}: not asked for here")
 
 
-Ask = Callable[..., httpx.Response]
+Asker = Callable[..., httpx.Response]
 
 
 def asker(
     engine: FakeEngine | None = None, keys: str = "", config: ServeConfig = CONFIG, client: str = "127.0.0.1"
-) -> Ask:
+) -> Asker:
     """A function that sends one request to a fresh app."""
     api = build_api(config, engine or FakeEngine(), ApiKeys(keys))
 
@@ -89,8 +95,9 @@ def test_defaults_are_filled_in_and_given_values_passed_on() -> None:
 
 def test_reply_has_all_parts() -> None:
     reply = asker()(json={"question": "x"}).json()
-    assert reply["timings"] == {"queue": 0.1, "reason": 0.2, "retrieve": 0.3, "generate": 0.4, "total": 1.0}
-    assert reply["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "batch_size": 3}
+    timings = {"queue": 0.1, "reason": 0.2, "retrieve": 0.3, "first_token": 0.0, "generate": 0.4, "total": 1.0}
+    assert reply["timings"] == timings
+    assert reply["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
     assert (reply["model_version"], reply["store_version"]) == ("abc", 2)
 
 
@@ -229,6 +236,7 @@ def test_keys_guard_everything_but_health() -> None:
     ask = asker(keys="one")
     assert ask("GET", "/openapi.json").status_code == 401
     assert ask("GET", "/nowhere").status_code == 401
+    assert ask("GET", "/readyz").json() == {"status": "ready"}
     assert ask("GET", "/healthz").json() == {
         "status": "ok",
         "model_version": "abc",

@@ -16,9 +16,12 @@ from clara_dist.config.serve import LimitsConfig, ServeConfig
 from clara_dist.distributed import serve_ingress
 from clara_dist.distributed.serve_errors import ApiError
 from clara_dist.distributed.serve_ingress import Ingress
+from clara_dist.distributed.serve_messages import Ask
 from clara_dist.errors import StoreError, TokenizationError
+from clara_dist.inference.engine import Sampling
 
 CONFIG = ServeConfig(model="m", store="s", limits=LimitsConfig(request_timeout_s=0.05))
+ASK = Ask("x", 1, Sampling(max_tokens=1))
 HEALTH = Health(model_version="abc", store_version=1, n_documents=3)
 
 
@@ -60,7 +63,7 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(handle: Handle) -> ApiError:
     async def ask() -> None:
-        await Ingress(CONFIG, handle).answer("x", 1, 1)  # type: ignore[arg-type]
+        await Ingress(CONFIG, handle).answer(ASK)  # type: ignore[arg-type]
 
     with pytest.raises(ApiError) as caught:
         asyncio.run(ask())
@@ -74,7 +77,7 @@ def task_error(cause: Exception) -> Exception:
 
 def test_an_answer_is_passed_on() -> None:
     async def ask() -> Any:
-        return await Ingress(CONFIG, Handle(describe=[HEALTH], answer=["reply"])).answer("x", 1, 1)  # type: ignore[arg-type]
+        return await Ingress(CONFIG, Handle(describe=[HEALTH], answer=["reply"])).answer(ASK)  # type: ignore[arg-type]
 
     assert asyncio.run(ask()) == "reply"
 
@@ -99,7 +102,7 @@ def test_a_client_that_leaves_takes_its_request_along() -> None:
     handle = Handle(describe=[HEALTH], answer=[None])
 
     async def ask_and_leave() -> None:
-        request = asyncio.create_task(Ingress(CONFIG, handle).answer("x", 1, 1))  # type: ignore[arg-type]
+        request = asyncio.create_task(Ingress(CONFIG, handle).answer(ASK))  # type: ignore[arg-type]
         while len(handle.responses) < 2:
             await asyncio.sleep(0)
         request.cancel()
@@ -118,13 +121,13 @@ def test_a_lost_engine_is_503_until_the_next_one_answers() -> None:
         statuses = []
         for _ in range(2):
             with pytest.raises(ApiError) as caught:
-                await ingress.answer("x", 1, 1)
+                await ingress.answer(ASK)
             statuses.append(caught.value.status)
         assert ingress._contact is not None
         ingress._contact.cancel()
         with pytest.raises(ApiError):
             await ingress.health()
-        return statuses, await ingress.answer("x", 1, 1)
+        return statuses, await ingress.answer(ASK)
 
     assert asyncio.run(ask()) == ([503, 503], "reply")
 

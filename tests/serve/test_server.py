@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 
 from clara_dist.client import Client
@@ -80,22 +81,20 @@ def test_sources_equal_a_brute_force_ranking(server: str, tiny_clara_dir: Path, 
         assert reply["store_version"] == 1
 
 
-def test_concurrent_requests_share_batches_and_change_nothing(server: str, http: httpx.Client) -> None:
-    """16 requests that differ in top_k and max_tokens: batches of 8, each reply that of the same request alone."""
+def test_concurrent_requests_change_nothing(server: str, http: httpx.Client) -> None:
+    """16 requests that differ in top_k and max_tokens, 8 of them decoded together: each reply is that of one alone."""
     bodies = [
         {"question": question, "top_k": 1 + i % 3, "max_tokens": 4 + 3 * (i % 4)}
         for i, question in enumerate(QUESTIONS)
     ]
     alone = [http.post("/v1/answers", json=body).json() for body in bodies]
     together = [response.json() for response in post_all(server, bodies * 2)]
-    assert {reply["usage"]["batch_size"] for reply in alone} == {1}
-    assert max(reply["usage"]["batch_size"] for reply in together) == 8
     for body, one, other in zip(bodies * 2, alone * 2, together, strict=True):
         assert other["answer"] == one["answer"]
         assert other["finish_reason"] == one["finish_reason"]
         assert [s["doc_id"] for s in other["sources"]] == [s["doc_id"] for s in one["sources"]]
         assert len(other["sources"]) == body["top_k"]
-        assert other["usage"] == one["usage"] | {"batch_size": other["usage"]["batch_size"]}
+        assert other["usage"] == one["usage"]
 
 
 def test_timings_add_up(http: httpx.Client) -> None:
@@ -103,6 +102,7 @@ def test_timings_add_up(http: httpx.Client) -> None:
     parts = [timings[name] for name in ("queue", "reason", "retrieve", "generate")]
     assert all(part > 0 for part in parts)
     assert sum(parts) == pytest.approx(timings["total"], abs=1e-9)
+    assert 0 < timings["first_token"] <= timings["generate"]
 
 
 def test_health_names_what_is_served(http: httpx.Client) -> None:
@@ -176,6 +176,28 @@ def test_a_client_that_leaves_does_not_break_its_batch(server: str, http: httpx.
         leaver.close()
     replies = post_all(server, [{"question": "Where?"}] * 4)
     assert [reply.json()["answer"] for reply in replies] == [expected] * 4
+
+
+def test_openais_client_gets_the_answers_of_the_local_pipeline(server: str, pipeline: LocalPipeline) -> None:
+    """Unmodified, with and without a stream, eight at a time."""
+    expected = [pipeline.answer([question], top_k=2, max_tokens=12)[0] for question in QUESTIONS]
+
+    async def talk() -> list[tuple[Any, list[Any]]]:
+        async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as client:
+
+            async def one(question: str) -> tuple[Any, list[Any]]:
+                fields: Any = {"model": "clara", "messages": [{"role": "user", "content": question}], "max_tokens": 12}
+                stream = await client.chat.completions.create(stream=True, **fields)
+                return await client.chat.completions.create(**fields), [chunk async for chunk in stream]
+
+            return await asyncio.gather(*map(one, QUESTIONS))
+
+    for (whole, chunks), local in zip(asyncio.run(talk()), expected, strict=True):
+        assert whole.choices[0].message.content == local.text
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == local.text
+        for extra in (whole.model_extra["clara"], chunks[0].model_extra["clara"]):
+            assert [source["doc_id"] for source in extra["sources"]] == [source.doc_id for source in local.sources]
+        assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
 def test_client(server: str, pipeline: LocalPipeline) -> None:

@@ -1,0 +1,41 @@
+"""What ingress and engine tell each other. Plain values that pickle; imports no torch and no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clara_dist.config.http import Source, Timings
+from clara_dist.inference.engine import FinishReason, Piece, Sampling
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question that is within the server's limits."""
+
+    question: str
+    top_k: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Found:
+    """The first thing that is known of an answer: what it will rest on."""
+
+    sources: tuple[Source, ...]
+    timings: Timings
+    prompt_tokens: int
+    model_version: str
+    store_version: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last thing that is known of an answer, after all of its pieces."""
+
+    finish_reason: FinishReason
+    completion_tokens: int
+    timings: Timings
+
+
+# Found, then pieces, then Done.
+AnswerEvent = Found | Piece | Done
