@@ -148,3 +148,29 @@ def bench_multi_hop(
 
     print(run_bench(MultiHopBench(work_dir=work_dir, seeds=tuple(seeds or [11, 12])), output))
     print(f"figures: {output}")
+
+
+@bench_app.command("serve")
+def bench_serve(
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-serve.json"),
+    shape: Annotated[str, typer.Option(help="Random model: small (D 256, 4 layers, V 32,000) or tiny.")] = "small",
+    requests: Annotated[int, typer.Option(min=32, help="Of each measurement; a quarter of it one at a time.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Of each answer.")] = 32,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents of an answer, 256 tokens each.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads of the engine.")] = 1,
+) -> None:
+    """Serving on a random model: the engine alone and over HTTP at 1, 8 and 32 requests at a time, and text RAG.
+
+    Text RAG is the same engine on the text of the same documents in place of their memories. Every answer must be the
+    one that it is alone, or the command fails.
+
+    \b
+    Examples:
+      clara-dist bench serve
+      clara-dist bench serve --requests 128 --max-tokens 64
+    """
+    from clara_dist.bench.serve import ServeBench, run_bench
+
+    settings = ServeBench(shape=shape, n_requests=requests, max_tokens=max_tokens, top_k=top_k, threads=threads)
+    print(run_bench(settings, output))
+    print(f"figures: {output}")

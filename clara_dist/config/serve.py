@@ -51,6 +51,7 @@ class ServeConfig(Config):
         batch_size: Most answers that are decoded together, and most questions that are retrieved together.
         batch_tokens: Upper bound of answers * (longest prompt + its max_tokens), which bounds the memory of keys and
             values; an answer that is longer by itself is decoded alone.
+        stream_interval_s: Text of a stream is sent at most so often: every message costs processor time on its way.
         batch_wait_s: How long the first question that is to be retrieved waits for others.
         device: ``auto`` is a GPU where the cluster has one.
         attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
@@ -76,6 +77,7 @@ class ServeConfig(Config):
     batch_size: int = Field(16, ge=1)
     batch_tokens: int = Field(65_536, ge=1)
     batch_wait_s: float = Field(0.002, ge=0)
+    stream_interval_s: float = Field(0.1, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "float32"
     attn_implementation: Attention | None = None

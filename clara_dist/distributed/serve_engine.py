@@ -65,6 +65,7 @@ class Engine:
 
         self._model = ServedModel(config, device)
         self._retriever = retriever
+        self._stream_interval_s = config.stream_interval_s
         self._store: ServedStore = await retriever.describe.remote()
         self._store.fingerprint.require_match(
             self._model.fingerprint, f"the store {self._store.url}", f"the model {config.model}"
@@ -101,14 +102,18 @@ class Engine:
         prompt = self._model.prompt(ask.question, ask.top_k, ask.sampling.max_tokens)
         hit: _Hit = await self._find_batched(_Query(ask.question, ask.top_k, since, with_memory=True))
         yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, self._store.version)
-        n_tokens, first_s = 0, 0.0
+        n_tokens, first_s, sent = 0, 0.0, float("-inf")
+        waiting = Piece("", 0)
         async for piece in self._model.engine.answer(prompt, hit.memory_KMD, ask.sampling):
-            first_s = first_s or time.perf_counter() - hit.ended
+            now = time.perf_counter()
+            first_s = first_s or now - hit.ended
             n_tokens += piece.n_tokens
-            yield piece
+            waiting = Piece(waiting.text + piece.text, waiting.n_tokens + piece.n_tokens, piece.finish_reason)
+            if now - sent >= self._stream_interval_s or piece.finish_reason is not None:
+                yield waiting
+                waiting, sent = Piece("", 0), now
             if piece.finish_reason is not None:
-                timings = _timings(hit, first_s, time.perf_counter() - hit.ended)
-                yield Done(piece.finish_reason, n_tokens, timings)
+                yield Done(piece.finish_reason, n_tokens, _timings(hit, first_s, now - hit.ended))
 
     async def answer(self, ask: Ask) -> AnswerReply:
         """A whole answer at once; raises as `stream` does."""
