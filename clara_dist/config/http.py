@@ -57,6 +57,18 @@ class Source(Reply):
     text: str
 
 
+class LatentWord(Reply):
+    """A token that one of the question's vectors decodes to through the LM head.
+
+    Tokens that are no words are pieces of them. ``added``: the best source has the word, the question does not.
+    """
+
+    text: str
+    probability: float
+    is_word: bool
+    added: bool
+
+
 class Timings(Reply):
     """Where a request's time went in the engine, in seconds.
 

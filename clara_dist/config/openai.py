@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clara_dist.config.http import Question, RetrieveReply, question_text
+from clara_dist.config.http import LatentWord, Question, RetrieveReply, question_text
 
 # Fields that change nothing about the answer: who asks, and how OpenAI would bill, route, cache or keep it.
 _WITHOUT_EFFECT = (
@@ -68,11 +68,15 @@ class StreamOptions(BaseModel):
 
 
 class ClaraOptions(BaseModel):
-    """What OpenAI's interface has no word for; ``extra_body={"clara": {"top_k": 3}}`` in its Python client."""
+    """What OpenAI's interface has no word for; ``extra_body={"clara": {"top_k": 3}}`` in its Python client.
+
+    ``explain``: say what the question's vectors decode to, in `Extra.words`; of streamed chats and completions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     top_k: int | None = Field(None, ge=1)
+    explain: bool = False
 
 
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
@@ -150,6 +154,7 @@ class Extra(RetrieveReply):
     """
 
     unread_messages: int = 0
+    words: list[list[LatentWord]] = []  # noqa: RUF012 - pydantic copies it
 
 
 class OpenAIUsage(BaseModel):

@@ -35,6 +35,7 @@ class _Query:
 class _Hit:
     """What was found for one question, when, and how long it took."""
 
+    query_X: np.ndarray
     sources: tuple[Source, ...]
     memory_KMD: np.ndarray | None
     queue_s: float
@@ -101,7 +102,8 @@ class Engine:
         self._require_fit(ask)
         prompt = self._model.prompt(ask.question, ask.top_k, ask.sampling.max_tokens)
         hit: _Hit = await self._find_batched(_Query(ask.question, ask.top_k, since, with_memory=True))
-        yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, self._store.version)
+        words = await self._model.words(ask.question, hit.query_X, hit.sources[0]) if ask.explain else ()
+        yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, self._store.version, words)
         n_tokens, first_s, sent = 0, 0.0, float("-inf")
         waiting = Piece("", 0)
         async for piece in self._model.engine.answer(prompt, hit.memory_KMD, ask.sampling):
@@ -180,6 +182,7 @@ class Engine:
         )
         return [
             _Hit(
+                query_X=query_BX[i],
                 sources=_sources(found, i),
                 memory_KMD=memories[i],
                 queue_s=started - query.since,

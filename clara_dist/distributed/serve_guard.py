@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clara_dist.config.serve import ServeConfig, is_loopback
 from clara_dist.distributed.serve_errors import ApiError
+from clara_dist.distributed.serve_page import PAGE_PATHS
 from clara_dist.errors import ConfigError
 
-# Probes of orchestrators carry no key, and what it says is no secret.
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+# Probes of orchestrators carry no key, and what they are told is no secret; nor is the page, where a key is typed in.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", *PAGE_PATHS})
 
 
 class ApiKeys:

@@ -25,6 +25,7 @@ from clara_dist.distributed.serve_errors import ApiError, api_error
 from clara_dist.distributed.serve_guard import ApiKeys, RequestGuard
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask
 from clara_dist.distributed.serve_openai import openai_routes
+from clara_dist.distributed.serve_page import page_routes
 from clara_dist.inference.engine import Sampling
 
 
@@ -69,6 +70,7 @@ def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
         return Ready()
 
     api.include_router(openai_routes(config, backend, bounds))
+    api.include_router(page_routes())
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(kind, _explain)
     api.add_middleware(RequestGuard, config=config, keys=keys)
@@ -89,11 +91,13 @@ class _Bounds:
         value = self._config.top_k if value is None else value
         return _require("top_k", value, self._config.limits.max_top_k, "documents")
 
-    def ask(self, question: str, top_k: int | None, max_tokens: int | None, **sampling: Any) -> Ask:
+    def ask(
+        self, question: str, top_k: int | None, max_tokens: int | None, *, explain: bool = False, **sampling: Any
+    ) -> Ask:
         """What the engine is asked; sampling without a word on it is greedy."""
         max_tokens = self._config.max_tokens if max_tokens is None else max_tokens
         _require("max_tokens", max_tokens, self._config.limits.max_tokens, "tokens")
-        return Ask(self.question(question), self.top_k(top_k), Sampling(max_tokens, **sampling))
+        return Ask(self.question(question), self.top_k(top_k), Sampling(max_tokens, **sampling), explain)
 
 
 def _require(name: str, value: int, limit: int, unit: str) -> int:

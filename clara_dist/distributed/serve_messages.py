@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clara_dist.config.http import Source, Timings
+from clara_dist.config.http import LatentWord, Source, Timings
 from clara_dist.inference.engine import FinishReason, Piece, Sampling
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A question that is within the server's limits."""
+    """A question that is within the server's limits; ``explain`` asks for `Found.words`."""
 
     question: str
     top_k: int
     sampling: Sampling
+    explain: bool = False
 
 
 @dataclass(frozen=True)
 class Found:
-    """The first thing that is known of an answer: what it will rest on."""
+    """The first thing that is known of an answer: what it will rest on.
+
+    ``words`` has, for each vector of the question, the tokens that it decodes to, likeliest first.
+    """
 
     sources: tuple[Source, ...]
     timings: Timings
     prompt_tokens: int
     model_version: str
     store_version: int
+    words: tuple[tuple[LatentWord, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+import torch
+
+from clara_dist.config.http import LatentWord, Source
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.models import load_model
 from clara_dist.errors import RequestError
+from clara_dist.inference.answering import Source as StoredSource
+from clara_dist.inference.explain import Explanation, Word, explain
 from clara_dist.inference.transformers_engine import TransformersEngine
 from clara_dist.model.identity import hash_tensors
 from clara_dist.store.fingerprint import Fingerprint
+
+# Of each vector: as many as a line of the page takes.
+_WORDS = 8
 
 
 class ServedModel:
@@ -36,6 +45,7 @@ class ServedModel:
             digest.update(hash_tensors(clara.role_state(role)).encode())
         self.version = digest.hexdigest()[:12]
         clara.fuse_for_serving()
+        self._clara = clara
         self._tokenizer = clara.tokenizer
         self._context_tokens: int | None = getattr(clara.base.config, "max_position_embeddings", None)
         self.engine = TransformersEngine(
@@ -43,6 +53,22 @@ class ServedModel:
             max_rows=config.batch_size,
             max_batch_tokens=config.batch_tokens,
             threads=config.threads if device == "cpu" else None,
+        )
+
+    async def words(self, question: str, query_X: np.ndarray, source: Source) -> tuple[tuple[LatentWord, ...], ...]:
+        """What each vector of a question decodes to, likeliest first, as `clara_dist.inference.explain` finds it."""
+
+        def read() -> Explanation:
+            query_1MD = torch.from_numpy(query_X).view(1, self._clara.n_memory_tokens, -1)
+            known = StoredSource(source.doc_id, source.parent_id, source.title, source.score, source.text)
+            return explain(self._clara, [question], query_1MD, [known], _WORDS)[0]
+
+        explanation = await self.engine.run(read)
+        return tuple(
+            tuple(
+                LatentWord(text=w.text, probability=w.probability, is_word=w.is_word, added=w.is_added) for w in vector
+            )
+            for vector in explanation.vectors
         )
 
     def require_readable(self, question: str) -> None:
@@ -69,3 +95,7 @@ class ServedModel:
                 hint="lower max_tokens or top_k",
             )
         return prompt
+
+
+def _latent_word(word: Word) -> LatentWord:
+    return LatentWord(text=word.text, probability=word.probability, is_word=word.is_word, added=word.is_added)

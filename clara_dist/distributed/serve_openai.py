@@ -46,6 +46,8 @@ def openai_routes(config: ServeConfig, answers: Answers, limits: Limits) -> APIR
             raise _no_model(request.model, config.model_name, "model")
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options: only with stream", param="stream_options")
+        if request.clara.explain and not request.stream:
+            raise ApiError(400, "clara.explain: only with stream", param="clara.explain")
         return limits.ask(
             request.question,
             request.clara.top_k,
@@ -54,6 +56,7 @@ def openai_routes(config: ServeConfig, answers: Answers, limits: Limits) -> APIR
             top_p=1.0 if request.top_p is None else request.top_p,
             seed=request.seed,
             stop=request.stop_texts,
+            explain=request.clara.explain,
         )
 
     async def respond(request: Request, shape: _Shape) -> Response:
@@ -131,6 +134,7 @@ class _Shape:
             model_version=found.model_version,
             store_version=found.store_version,
             unread_messages=self.unread_messages,
+            words=[list(vector) for vector in found.words],
         )
         return extra.model_dump()
 

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from clara_dist.model.clara import ClaraModel
 logger = logging.getLogger(__name__)
 
 Event = Piece | Exception
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(eq=False)
@@ -68,6 +70,7 @@ class TransformersEngine:
         # What the thread is to see at its next turn; all under the lock.
         self._turn = threading.Condition()
         self._questions: list[_Question] = []
+        self._tasks: list[Callable[[], None]] = []
         self._arrived: list[_Request] = []
         self._left: list[_Request] = []
         self._closed = False
@@ -94,6 +97,24 @@ class TransformersEngine:
         mine = [_Question(text, loop, loop.create_future()) for text in questions]
         self._tell(lambda: self._questions.extend(mine))
         return np.stack(await asyncio.gather(*(question.vector for question in mine)))
+
+    async def run(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run something else on the model, between two steps.
+
+        Raises:
+            ModelError: The engine is closed.
+        """
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[ResultT] = loop.create_future()
+
+        def run() -> None:
+            try:
+                _call(loop, _set_result, result, work())
+            except Exception as error:
+                _call(loop, _set_exception, result, error)
+
+        self._tell(lambda: self._tasks.append(run))
+        return await result
 
     async def answer(
         self, prompt_ids: Sequence[int], memory_KMD: np.ndarray | None, sampling: Sampling
@@ -159,8 +180,11 @@ class TransformersEngine:
     def _take_turn(self) -> bool:
         """Wait for something to do, and do all but decode; False when the engine is closed."""
         with self._turn:
-            while not (self._closed or self._questions or self._arrived or self._left) and self._scheduler.is_idle:
+            while self._scheduler.is_idle and not (
+                self._closed or self._questions or self._tasks or self._arrived or self._left
+            ):
                 self._turn.wait()
+            tasks, self._tasks = self._tasks, []
             questions, self._questions = self._questions, []
             left, self._left = self._left, []
             # Whoever left before the start was never told to the scheduler.
@@ -176,6 +200,8 @@ class TransformersEngine:
                 self._running[request.ticket] = request
                 self._prompt_tokens += len(request.prompt_ids)
             closed = self._closed
+        for task in tasks:
+            task()
         if questions:
             self._reason(questions)
         return not closed
@@ -229,11 +255,11 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args:
         loop.call_soon_threadsafe(function, *args)
 
 
-def _set_result(future: asyncio.Future[np.ndarray], result: np.ndarray) -> None:
+def _set_result(future: asyncio.Future[Any], result: Any) -> None:
     if not future.done():  # cancelled
         future.set_result(result)
 
 
-def _set_exception(future: asyncio.Future[np.ndarray], error: Exception) -> None:
+def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

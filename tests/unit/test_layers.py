@@ -26,6 +26,7 @@ INTERNAL = {
     "inference": {"model", "retrieval", "store", "core"},
     "evaluation": {"inference", "model", "retrieval", "data", "core"},
     "planning": {"data"},
+    "page": set(),
     "synthesis": {"data"},
 }
 ANYTHING = {"distributed", "cli", "bench"}

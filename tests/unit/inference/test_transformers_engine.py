@@ -71,6 +71,19 @@ def test_sixteen_at_once_get_what_each_would_get_alone(clara: ClaraModel) -> Non
     assert stats.prompt_tokens == sum(len(prompt(clara, i)) for i in range(16))
 
 
+def test_other_work_runs_on_the_models_thread_between_steps(clara: ClaraModel, engine: TransformersEngine) -> None:
+    async def both() -> tuple[str, list[Piece]]:
+        answer = asyncio.create_task(collect(engine, clara, 0, Sampling(max_tokens=6)))
+        name = await engine.run(lambda: threading.current_thread().name)
+        with pytest.raises(ZeroDivisionError):
+            await engine.run(lambda: 1 // 0)
+        return name, await answer
+
+    name, pieces = asyncio.run(both())
+    assert name == "engine"
+    assert pieces[-1].finish_reason is not None
+
+
 def test_a_stop_text_ends_an_answer_before_it(clara: ClaraModel, engine: TransformersEngine) -> None:
     whole = "".join(p.text for p in asyncio.run(collect(engine, clara, 1, Sampling(max_tokens=12))))
     assert len(whole) > 6
