@@ -1,8 +1,9 @@
 """Exact search: every memory is compared with every query.
 
-The scan is a sieve. It runs in fp32 at about the speed of the memory, and only decides which rows may still be among
-the best k; the scores of those few rows are then computed in float64. So a score is the cosine rounded once to fp32:
-the same number however a store is cut into shards, chunks, subsets or batches of queries, and equal memories tie.
+The scan (`clara_dist.retrieval.scan`) is a sieve. It runs in fp32 at the speed of the memory, and only decides which
+rows may still be among the best k; the scores of those few rows are then computed in float64. So a score is the cosine
+rounded once to fp32: the same number however a store is cut into shards, chunks, subsets or batches of queries, and
+equal memories tie.
 """
 
 from __future__ import annotations
@@ -17,14 +18,10 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from clara_dist.errors import CorruptStoreError, RetrievalError
+from clara_dist.retrieval.scan import products_with
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.shard import Shard
 
-# Memories are widened to fp32 in chunks of about the size of a core's second-level cache, so that the wide copy never
-# reaches main memory: 2 MiB read 9-10 GB/s of fp16 on one core, 32 MiB 3-4, 0.25 MiB 3-5.
-_CPU_CHUNK_BYTES = 2 << 20
-# A GPU wants few large copies instead.
-_GPU_CHUNK_BYTES = 256 << 20
 # Scores that are held before they are sieved.
 _BLOCK_SCORES = 4 << 20
 _RESCORE_CHUNK_BYTES = 32 << 20
@@ -126,30 +123,27 @@ class ExactSearcher:
             )
         with torch.no_grad():
             query_BX = self._unit_queries(query_BX)
-            n_queries = len(query_BX)
-            best = SearchResult(torch.empty((n_queries, 0), dtype=torch.int64), torch.empty((n_queries, 0)))
             margin = _SIEVE_MARGIN
-            for rows_S, scores_BS in self._scan(query_BX.float()):
-                known = torch.cat([best.scores_BK, scores_BS], dim=1)
-                kth_B1 = known.topk(min(k, known.shape[1])).values[:, -1:]
-                rows_F, exact_BF, margin = self._finalists(query_BX, rows_S, scores_BS, kth_B1, margin)
-                finalists = SearchResult(torch.from_numpy(rows_F).expand(n_queries, -1), exact_BF)
-                best = merge_top_k([best, finalists], min(k, best.rows_BK.shape[1] + len(rows_F)))
-        return best
+            while True:
+                rows_F, scores_BF = self._sieve(query_BX, k, margin)
+                exact_BF = self._exact(query_BX, rows_F)
+                error = (scores_BF - exact_BF).abs().max().item()
+                if 2 * error <= margin:
+                    rows_BF = torch.from_numpy(rows_F).expand(len(query_BX), -1)
+                    return merge_top_k([SearchResult(rows_BF, exact_BF)], k)
+                # The program lets torch multiply in TF32 or bfloat16: the scan is coarser than fp32, so keep more rows.
+                margin = 4 * error
 
-    def _finalists(
-        self, query_BX: Tensor, rows_S: np.ndarray, scores_BS: Tensor, kth_B1: Tensor, margin: float
-    ) -> tuple[np.ndarray, Tensor, float]:
-        """Rows of a block that may be among any query's best k, their exact scores, and the margin that this took."""
-        while True:
-            near_S = (scores_BS >= kth_B1 - margin).any(dim=0)
-            rows_F = rows_S[near_S.numpy()]
-            exact_BF = self._exact(query_BX, rows_F)
-            error = (scores_BS[:, near_S] - exact_BF).abs().max().item() if len(rows_F) else 0.0
-            if 2 * error <= margin:
-                return rows_F, exact_BF, margin
-            # The program lets torch multiply in TF32 or bfloat16: the scan is coarser than fp32, so keep more rows.
-            margin = 4 * error
+    def _sieve(self, query_BX: Tensor, k: int, margin: float) -> tuple[np.ndarray, Tensor]:
+        """Rows whose scores are within the margin of the k-th best of any query, and these scores_BF."""
+        rows_F, scores_BF = np.empty(0, np.int64), torch.empty((len(query_BX), 0))
+        for rows_S, scores_BS in self._scan(query_BX):
+            rows_F, scores_BF = np.concatenate([rows_F, rows_S]), torch.cat([scores_BF, scores_BS], dim=1)
+            if len(rows_F) > k:
+                kth_B1 = scores_BF.topk(k).values[:, -1:]
+                near_F = (scores_BF >= kth_B1 - margin).any(dim=0)
+                rows_F, scores_BF = rows_F[near_F.numpy()], scores_BF[:, near_F]
+        return rows_F, scores_BF
 
     def _unit_queries(self, query: Tensor | np.ndarray) -> Tensor:
         """Queries as float64 vectors of length 1 on the device."""
@@ -173,12 +167,8 @@ class ExactSearcher:
 
     def _scan(self, query_BX: Tensor) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Score all rows in fp32: blocks of (row numbers, ascending; scores_BS on the CPU)."""
-        n_queries, size = query_BX.shape
-        chunk_bytes = _CPU_CHUNK_BYTES if self.device.type == "cpu" else _GPU_CHUNK_BYTES
-        # With many queries a chunk must have many rows too, or the queries are read more often than the memories.
-        chunk = max(chunk_bytes // (4 * size), 4 * n_queries, 1)
-        block = max(_BLOCK_SCORES // n_queries, chunk)
-        wide_CX = torch.empty((min(chunk, self.n_rows), size), device=self.device)
+        products = products_with(query_BX)
+        block = max(_BLOCK_SCORES // len(query_BX), 1)
         for shard in self.store.shards:
             local = self._local_rows(shard)
             if not len(local):
@@ -187,12 +177,8 @@ class ExactSearcher:
             for start in range(0, len(local), block):
                 rows_S = local[start : start + block]
                 positions_S = shard.positions(rows_S)
-                scores_SB = torch.empty((len(rows_S), n_queries), device=self.device)
-                for low in range(0, len(rows_S), chunk):
-                    memory_CX = _select(memory_SX, positions_S[low : low + chunk]).to(self.device)
-                    wide = wide_CX[: len(memory_CX)].copy_(memory_CX)
-                    torch.mm(wide, query_BX.T, out=scores_SB[low : low + chunk])
-                scores_SB = scores_SB.cpu() * _inverse(torch.from_numpy(shard.norms_S[positions_S]))[:, None]
+                scores_SB = products(memory_SX, positions_S)
+                scores_SB *= _inverse(torch.from_numpy(shard.norms_S[positions_S]))[:, None]
                 if not scores_SB.isfinite().all():
                     raise CorruptStoreError(
                         f"the shard {shard.info.file} of the store {self.store.url} has values that are not finite",
@@ -222,13 +208,6 @@ def _memory_view(shard: Shard) -> Tensor:
     """A shard's memories, float16 ``[S, X]``, without a copy. Only for reading: the file's pages cannot be written."""
     # DLPack, because torch.from_numpy warns about arrays that are read-only.
     return from_dlpack(shard.batch.column("memory").storage.flatten()).view(shard.info.rows, -1)
-
-
-def _select(memory_SX: Tensor, rows: np.ndarray) -> Tensor:
-    """Ascending rows: a view where they are consecutive, a copy otherwise."""
-    if rows[-1] - rows[0] == len(rows) - 1:
-        return memory_SX[rows[0] : rows[-1] + 1]
-    return memory_SX[torch.from_numpy(rows)]
 
 
 def _inverse(norms: Tensor) -> Tensor:
