@@ -8,7 +8,7 @@ processor waits for several pages at once, and accumulate in fp32.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Protocol
 
 import numkong
@@ -18,8 +18,8 @@ from torch import Tensor
 
 # More queries are faster as fp32 matrix products: 16 queries read 2.8 GB/s both ways, 32 read 1.4 and 2.0.
 _MAX_PACKED_QUERIES = 16
-# Long enough that handing a chunk to a thread costs nothing, short enough that the threads end together.
-_PACKED_CHUNK_BYTES = 16 << 20
+# Long enough that handing a chunk to a thread costs nothing (0.5 ms), short enough that the threads end together.
+_PACKED_CHUNK_BYTES = 8 << 20
 # Memories are widened to fp32 in chunks of about the size of a core's second-level cache, so that the wide copy never
 # reaches main memory: 2 MiB read 9-10 GB/s of fp16 on one core, 32 MiB 3-4, 0.25 MiB 3-5.
 _WIDE_CHUNK_BYTES = 2 << 20
@@ -44,21 +44,27 @@ class Products(Protocol):
         """
 
 
-def products_with(query_BX: Tensor) -> Products:
-    """The fastest products for these queries, float64, on their device."""
+def products_with(query_BX: Tensor, pool: Executor) -> Products:
+    """The fastest products for these queries, float64, on their device.
+
+    Args:
+        query_BX: The queries.
+        pool: As many threads as torch may use.
+    """
     if query_BX.device.type == "cpu" and len(query_BX) <= _MAX_PACKED_QUERIES:
-        return PackedProducts(query_BX)
+        return PackedProducts(query_BX, pool)
     return WideProducts(query_BX)
 
 
 class PackedProducts:
-    """For few queries on the CPU: fp16 as it lies in the mapped file, by as many threads as torch may use.
+    """For few queries on the CPU: fp16 as it lies in the mapped file, each thread of the pool on chunks of its own.
 
     Each query is the sum of two fp16 vectors, so its own rounding (2^-22) is below that of fp32 products. For one query
     the second vector is free: the memories come too slowly to notice.
     """
 
-    def __init__(self, query_BX: Tensor) -> None:
+    def __init__(self, query_BX: Tensor, pool: Executor) -> None:
+        self._pool = pool
         query = query_BX.numpy()
         # A power of two: exact to multiply with, and to divide by.
         _, exponent_B1 = np.frexp(np.abs(query).max(axis=1, keepdims=True))
@@ -77,13 +83,8 @@ class PackedProducts:
             products_CB[low : low + chunk] = self._multiply(memory, rows_C[low : low + chunk])
 
         starts = range(0, len(rows_C), chunk)
-        n_threads = min(torch.get_num_threads(), len(starts))
-        if n_threads > 1:
-            with ThreadPoolExecutor(n_threads, "clara-scan") as pool:  # numkong lets go of the interpreter's lock
-                list(pool.map(multiply, starts))
-        else:
-            for start in starts:
-                multiply(start)
+        # numkong lets go of the interpreter's lock. What is one chunk need not wait for a thread.
+        list(self._pool.map(multiply, starts) if len(starts) > 1 else map(multiply, starts))
         return torch.from_numpy(products_CB / self._scale_B)
 
     def _multiply(self, memory_SX: np.ndarray, rows_C: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ equal memories tie.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from clara_dist.errors import CorruptStoreError, RetrievalError
-from clara_dist.retrieval.scan import products_with
+from clara_dist.retrieval.scan import Products, products_with
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.shard import Shard
 
@@ -167,24 +168,26 @@ class ExactSearcher:
 
     def _scan(self, query_BX: Tensor) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Score all rows in fp32: blocks of (row numbers, ascending; scores_BS on the CPU)."""
-        products = products_with(query_BX)
         block = max(_BLOCK_SCORES // len(query_BX), 1)
-        for shard in self.store.shards:
-            local = self._local_rows(shard)
-            if not len(local):
-                continue
-            memory_SX = _memory_view(shard)
-            for start in range(0, len(local), block):
-                rows_S = local[start : start + block]
-                positions_S = shard.positions(rows_S)
-                scores_SB = products(memory_SX, positions_S)
-                scores_SB *= _inverse(torch.from_numpy(shard.norms_S[positions_S]))[:, None]
-                if not scores_SB.isfinite().all():
-                    raise CorruptStoreError(
-                        f"the shard {shard.info.file} of the store {self.store.url} has values that are not finite",
-                        hint="run `clara-dist store verify`, then compress its documents again",
-                    )
-                yield shard.row_offset + rows_S, scores_SB.T
+        with ThreadPoolExecutor(torch.get_num_threads(), "clara-scan") as pool:
+            products = products_with(query_BX, pool)
+            for shard in self.store.shards:
+                local = self._local_rows(shard)
+                for start in range(0, len(local), block):
+                    rows_S = local[start : start + block]
+                    scores_SB = self._scores(shard, shard.positions(rows_S), products)
+                    yield shard.row_offset + rows_S, scores_SB.T
+
+    def _scores(self, shard: Shard, positions_S: np.ndarray, products: Products) -> Tensor:
+        """Cosines in fp32 of some rows of a shard's file with the queries of the products; [S, B] on the CPU."""
+        scores_SB = products(_memory_view(shard), positions_S)
+        scores_SB *= _inverse(torch.from_numpy(shard.norms_S[positions_S]))[:, None]
+        if not scores_SB.isfinite().all():
+            raise CorruptStoreError(
+                f"the shard {shard.info.file} of the store {self.store.url} has values that are not finite",
+                hint="run `clara-dist store verify`, then compress its documents again",
+            )
+        return scores_SB
 
     def _local_rows(self, shard: Shard) -> np.ndarray:
         """The searched rows of a shard, counted from its first."""
