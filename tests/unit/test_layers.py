@@ -34,7 +34,7 @@ EXTERNAL = {
     "errors": set(),
     "config": {"pydantic", "yaml"},
     "core": {"torch"},
-    "store": {"numpy", "obstore", "pyarrow"},
+    "store": {"lark", "numpy", "obstore", "pyarrow"},
     "client": {"httpx"},
 }
 RAY_USERS = {"distributed"}
