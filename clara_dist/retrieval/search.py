@@ -88,7 +88,7 @@ class ExactSearcher:
     def __init__(self, store: MemoryStore, rows: np.ndarray | None = None, device: torch.device | str = "cpu") -> None:
         self.store = store
         self.device = torch.device(device)
-        self._rows = None if rows is None else np.unique(np.asarray(rows, np.int64))
+        self._rows = None if rows is None else _ascending(np.asarray(rows, np.int64))
         if self._rows is not None and len(self._rows) and (self._rows[0] < 0 or self._rows[-1] >= store.n_documents):
             raise RetrievalError(
                 f"the rows to search are not all in the store {store.url}",
@@ -205,6 +205,11 @@ class ExactSearcher:
             wide_CX = memory.to(self.device).flatten(1).double()
             scores_FB[low : low + chunk] = (wide_CX @ query_BX.T) * _inverse(wide_CX.square().sum(1).sqrt())[:, None]
         return scores_FB.T
+
+
+def _ascending(rows: np.ndarray) -> np.ndarray:
+    """Rows in order, each once. A filter's already are: sorting a million of them would take 0.6 s a search."""
+    return rows if (rows[1:] > rows[:-1]).all() else np.unique(rows)
 
 
 def _memory_view(shard: Shard) -> Tensor:
