@@ -30,6 +30,8 @@ from clara_dist.store.typed_values import column_kind, shorten, typed_value
 MAX_CHARACTERS = 4096
 # Each level is some frames of Python's and Arrow's own stacks, of which there are a thousand and more.
 MAX_DEPTH = 32
+# Each reads a column: up to 10 ms of a million rows. A range is two; a set is one, however many values it has.
+MAX_TESTS = 64
 
 _GRAMMAR = r"""
 ?start: any
@@ -80,7 +82,7 @@ def parse_expression(text: str, schema: StoreSchema) -> Condition:
     """What an expression asks of a row.
 
     Args:
-        text: At most `MAX_CHARACTERS` long and `MAX_DEPTH` deep.
+        text: At most `MAX_CHARACTERS` long and `MAX_DEPTH` deep, with at most `MAX_TESTS` tests of a column.
         schema: Of the store, for its columns and their types.
 
     Raises:
@@ -92,7 +94,15 @@ def parse_expression(text: str, schema: StoreSchema) -> Condition:
         tree = _parser().parse(text)
     except UnexpectedInput as error:
         raise _unreadable(text, error) from None
-    return _condition(tree, schema, 1)
+    condition = _condition(tree, schema, 1)
+    if (n_tests := len(list(condition.columns()))) > MAX_TESTS:
+        raise FilterError(
+            "the filter tests columns too often",
+            got=f"{n_tests} tests",
+            expected=f"at most {MAX_TESTS}",
+            hint="write column in (...) instead of many alternatives",
+        )
+    return condition
 
 
 @cache

@@ -12,7 +12,7 @@ import pytest
 
 from clara_dist.errors import ClaraError, FilterError
 from clara_dist.store import MemoryStore, StoreSchema, delete, parse_where
-from clara_dist.store.expression import MAX_CHARACTERS, MAX_DEPTH
+from clara_dist.store.expression import MAX_CHARACTERS, MAX_DEPTH, MAX_TESTS
 from clara_dist.store.where import RowCache, Where
 from tiny_stores import build_store, random_memory
 
@@ -154,6 +154,7 @@ REFUSED = [
     ("year = ٣", "at character 8"),
     ("year = 1" + " " * MAX_CHARACTERS, f"too long\n  got: {MAX_CHARACTERS + 8} characters"),
     ("not " * MAX_DEPTH + "year = 1", f"too deep\n  expected: at most {MAX_DEPTH} levels"),
+    (" or ".join(["year = 1"] * (MAX_TESTS + 1)), f"got: {MAX_TESTS + 1} tests"),
     ("(year=1 and (year=2 or " * 20 + "year=3" + "))" * 20, "too deep"),
 ]
 
@@ -168,6 +169,8 @@ def test_what_does_not_fit_is_named(text: str, said: str) -> None:
 
 def test_the_longest_and_the_deepest_are_read(store: MemoryStore) -> None:
     assert len(store.rows_where("not " * (MAX_DEPTH - 2) + "not year = 0")) > 0
+    alternatives = " or ".join(f"year = {i}" for i in range(MAX_TESTS))
+    assert store.rows_where(alternatives).tolist() == store.rows_where(f"year between 0 and {MAX_TESTS - 1}").tolist()
     many = "year in (" + ",".join(["0"] * ((MAX_CHARACTERS - 10) // 2)) + ")"
     assert store.rows_where(many).tolist() == store.rows_where("year = 0").tolist()
     parentheses = "(" * 2000 + "year=0" + ")" * 2000
