@@ -8,8 +8,9 @@ equal memories tie.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,11 +24,12 @@ from clara_dist.retrieval.scan import Products, products_with
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.shard import Shard
 
-# Scores that are held before they are sieved.
-_BLOCK_SCORES = 4 << 20
+# Scores of a chunk, at most.
+_CHUNK_SCORES = 4 << 20
 _RESCORE_CHUNK_BYTES = 32 << 20
-# Rows whose fp32 score is this near to the k-th best are scored again. It must be at least twice the error of an fp32
-# score: 2.4e-6 at worst at X = 65,536 (all values positive, one query); a larger one costs a few more rows.
+# Rows whose score is this near to the k-th best, and twice the rounding of the queries, are scored again. It must be at
+# least twice the error of an fp32 product: 2.4e-6 at worst at X = 65,536 (all values positive, one query); a larger one
+# costs a few more rows.
 _SIEVE_MARGIN = 5e-5
 
 
@@ -124,9 +126,10 @@ class ExactSearcher:
             )
         with torch.no_grad():
             query_BX = self._unit_queries(query_BX)
-            margin = _SIEVE_MARGIN
+            products = products_with(query_BX)
+            margin = _SIEVE_MARGIN + 2 * products.rounding
             while True:
-                rows_F, scores_BF = self._sieve(query_BX, k, margin)
+                rows_F, scores_BF = self._sieve(products, len(query_BX), k, margin)
                 exact_BF = self._exact(query_BX, rows_F)
                 error = (scores_BF - exact_BF).abs().max().item()
                 if 2 * error <= margin:
@@ -135,15 +138,19 @@ class ExactSearcher:
                 # The program lets torch multiply in TF32 or bfloat16: the scan is coarser than fp32, so keep more rows.
                 margin = 4 * error
 
-    def _sieve(self, query_BX: Tensor, k: int, margin: float) -> tuple[np.ndarray, Tensor]:
+    def _sieve(self, products: Products, n_queries: int, k: int, margin: float) -> tuple[np.ndarray, Tensor]:
         """Rows whose scores are within the margin of the k-th best of any query, and these scores_BF."""
-        rows_F, scores_BF = np.empty(0, np.int64), torch.empty((len(query_BX), 0))
-        for rows_S, scores_BS in self._scan(query_BX):
-            rows_F, scores_BF = np.concatenate([rows_F, rows_S]), torch.cat([scores_BF, scores_BS], dim=1)
-            if len(rows_F) > k:
-                kth_B1 = scores_BF.topk(k).values[:, -1:]
-                near_F = (scores_BF >= kth_B1 - margin).any(dim=0)
-                rows_F, scores_BF = rows_F[near_F.numpy()], scores_BF[:, near_F]
+        rows_F, scores_BF = np.empty(0, np.int64), torch.empty((n_queries, 0))
+        least_B1 = torch.full((n_queries, 1), -torch.inf)
+        for rows_C, scores_BC in self._scan(products, n_queries):
+            near_C = (scores_BC >= least_B1).any(dim=0)
+            if near_C.any():
+                rows_F = np.concatenate([rows_F, rows_C[near_C.numpy()]])
+                scores_BF = torch.cat([scores_BF, scores_BC[:, near_C]], dim=1)
+                if len(rows_F) >= k:
+                    least_B1 = scores_BF.topk(k).values[:, -1:] - margin
+                    near_F = (scores_BF >= least_B1).any(dim=0)
+                    rows_F, scores_BF = rows_F[near_F.numpy()], scores_BF[:, near_F]
         return rows_F, scores_BF
 
     def _unit_queries(self, query: Tensor | np.ndarray) -> Tensor:
@@ -166,28 +173,40 @@ class ExactSearcher:
             )
         return query_BX / norm_B1
 
-    def _scan(self, query_BX: Tensor) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Score all rows in fp32: blocks of (row numbers, ascending; scores_BS on the CPU)."""
-        block = max(_BLOCK_SCORES // len(query_BX), 1)
-        with ThreadPoolExecutor(torch.get_num_threads(), "clara-scan") as pool:
-            products = products_with(query_BX, pool)
-            for shard in self.store.shards:
-                local = self._local_rows(shard)
-                for start in range(0, len(local), block):
-                    rows_S = local[start : start + block]
-                    scores_SB = self._scores(shard, shard.positions(rows_S), products)
-                    yield shard.row_offset + rows_S, scores_SB.T
+    def _scan(self, products: Products, n_queries: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Score all rows in fp32: chunks of (row numbers; scores_BC on the CPU), in the order of the rows."""
+        # A GPU works on one chunk at a time; CPU threads each on one of their own.
+        n_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        pending: deque[Future[tuple[np.ndarray, Tensor]]] = deque()
+        with ThreadPoolExecutor(n_threads, "clara-scan") as pool:
+            for shard, local_C in self._chunks(products.chunk_bytes, n_queries):
+                # Never more scores at a time than a few chunks have, however large the store.
+                if len(pending) > 2 * n_threads:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(self._scores, shard, local_C, products))
+            while pending:
+                yield pending.popleft().result()
 
-    def _scores(self, shard: Shard, positions_S: np.ndarray, products: Products) -> Tensor:
-        """Cosines in fp32 of some rows of a shard's file with the queries of the products; [S, B] on the CPU."""
-        scores_SB = products(_memory_view(shard), positions_S)
-        scores_SB *= _inverse(torch.from_numpy(shard.norms_S[positions_S]))[:, None]
-        if not scores_SB.isfinite().all():
+    def _chunks(self, chunk_bytes: int, n_queries: int) -> Iterator[tuple[Shard, np.ndarray]]:
+        """Shards and some of their searched rows."""
+        row_bytes = 2 * self.store.n_memory_tokens * self.store.hidden_size
+        chunk = max(1, min(chunk_bytes // row_bytes, _CHUNK_SCORES // n_queries))
+        for shard in self.store.shards:
+            local = self._local_rows(shard)
+            for start in range(0, len(local), chunk):
+                yield shard, local[start : start + chunk]
+
+    def _scores(self, shard: Shard, local_C: np.ndarray, products: Products) -> tuple[np.ndarray, Tensor]:
+        """Numbers of some rows, counted from the shard's first before and from the store's after, and scores_BC."""
+        positions_C = shard.positions(local_C)
+        products_CB = _products_of(_memory_view(shard), positions_C, products)
+        scores_CB = products_CB * _inverse(torch.from_numpy(shard.norms_S[positions_C]))[:, None]
+        if not scores_CB.isfinite().all():
             raise CorruptStoreError(
                 f"the shard {shard.info.file} of the store {self.store.url} has values that are not finite",
                 hint="run `clara-dist store verify`, then compress its documents again",
             )
-        return scores_SB
+        return shard.row_offset + local_C, scores_CB.T
 
     def _local_rows(self, shard: Shard) -> np.ndarray:
         """The searched rows of a shard, counted from its first."""
@@ -216,6 +235,17 @@ def _memory_view(shard: Shard) -> Tensor:
     """A shard's memories, float16 ``[S, X]``, without a copy. Only for reading: the file's pages cannot be written."""
     # DLPack, because torch.from_numpy warns about arrays that are read-only.
     return from_dlpack(shard.batch.column("memory").storage.flatten()).view(shard.info.rows, -1)
+
+
+def _products_of(memory_SX: Tensor, rows_C: np.ndarray, products: Products) -> Tensor:
+    """Products of some rows, ascending; products_CB."""
+    first, span = rows_C[0], rows_C[-1] - rows_C[0] + 1
+    if span == len(rows_C):
+        return products(memory_SX[first : first + span])
+    if span <= 2 * len(rows_C):
+        # Reading a few rows in vain is cheaper than a copy of the others.
+        return products(memory_SX[first : first + span])[torch.from_numpy(rows_C - first)]
+    return products(memory_SX[torch.from_numpy(rows_C)])
 
 
 def _inverse(norms: Tensor) -> Tensor:

@@ -50,15 +50,15 @@ def test_equals_float64_brute_force_however_the_store_is_cut(tmp_path: Path, sha
     assert found.rows_BK.shape == (9, k)
 
 
-@pytest.mark.parametrize("n_queries", [3, 20])
-def test_chunks_and_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_queries: int):
+@pytest.mark.parametrize("n_queries", [3, 40])
+def test_chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_queries: int):
     memory = random_memory(500)
     searcher = ExactSearcher(open_store(tmp_path, memory, [333, 167]), rows=np.arange(0, 500, 3))
     query = random_queries(n_queries, 16)
     whole = searcher.search(query, 20)
-    monkeypatch.setattr(scan_module, "_PACKED_CHUNK_BYTES", 200)
-    monkeypatch.setattr(scan_module, "_WIDE_CHUNK_BYTES", 1)
-    monkeypatch.setattr(search_module, "_BLOCK_SCORES", 1)
+    monkeypatch.setattr(scan_module.PackedProducts, "chunk_bytes", 200)
+    monkeypatch.setattr(scan_module, "_CACHED_BYTES", 70)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(search_module, "_RESCORE_CHUNK_BYTES", 1)
     pieces = searcher.search(query, 20)
     assert torch.equal(pieces.rows_BK, whole.rows_BK)
@@ -103,10 +103,14 @@ def test_the_sieve_margin_covers_the_error_of_fp32_scores(tmp_path: Path, n_quer
     searcher = ExactSearcher(open_store(tmp_path, memory))
     unit = torch.from_numpy(query).double()
     unit /= unit.norm(dim=1, keepdim=True)
-    ((_, scores_BS),) = searcher._scan(unit)
+    products = scan_module.products_with(unit)
+    ((_, scores_BS),) = searcher._scan(products, n_queries)
     exact = searcher._exact(unit, np.arange(40))
-    # Measured: 2.4e-6 at worst; the margin must cover it twice.
-    assert (scores_BS - exact).abs().max() < search_module._SIEVE_MARGIN / 4
+    # The rounding of the queries comes on top: 1.6e-4, and half of that in the scores at worst.
+    assert 0 < products.rounding < 2.5e-4
+    assert (scores_BS - exact).abs().max() < search_module._SIEVE_MARGIN / 4 + products.rounding
+    half = torch.from_numpy((query.astype(np.float16)).astype(np.float64))
+    assert scan_module.products_with(half).rounding == 0
 
 
 def test_a_program_that_multiplies_in_bfloat16_still_gets_exact_results(
@@ -118,11 +122,12 @@ def test_a_program_that_multiplies_in_bfloat16_still_gets_exact_results(
     query = 1 + 0.05 * random_queries(20, 128)
     mm = torch.mm
 
-    def coarse_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-        mm(a.bfloat16().float(), b.bfloat16().float(), out=out)
+    def coarse_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return mm(a.bfloat16().float(), b.bfloat16().float())
 
     # What TF32 on a GPU and `set_float32_matmul_precision("medium")` on some CPUs do.
     monkeypatch.setattr(torch, "mm", coarse_mm)
+    monkeypatch.setattr(search_module, "products_with", scan_module.WideProducts)  # as on a GPU
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = searcher.search(query, 10)
     assert_exact(found, query, memory, 10)
