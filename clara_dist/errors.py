@@ -89,6 +89,10 @@ class CommitConflictError(StoreError):
     """Another writer committed the same store version first."""
 
 
+class FilterError(StoreError):
+    """A filter cannot be read, or does not fit the store's metadata columns; says which, and where in its text."""
+
+
 class RetrievalError(ClaraError):
     """A search cannot be answered as asked."""
 

@@ -15,6 +15,9 @@ app.add_typer(store_app, name="store")
 
 StoreArgument = Annotated[str, typer.Argument(help="The store: a directory or a URL.")]
 VersionOption = Annotated[int | None, typer.Option(help="Version; the current one if left out.")]
+WhereOption = Annotated[
+    str | None, typer.Option(help="Only documents with such metadata: \"lang = 'fr' and year >= 2019\".")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clara_dist.cli.store import StoreArgument, VersionOption, store_app
+from clara_dist.cli.store import StoreArgument, VersionOption, WhereOption, store_app
 
 if TYPE_CHECKING:
     from clara_dist.store.append import OnExisting
@@ -43,9 +43,7 @@ def store_delete(
     store: StoreArgument,
     doc_ids: Annotated[list[str] | None, typer.Option("--id", help="A document; repeatable.")] = None,
     ids_file: Annotated[Path | None, typer.Option(help="A file with one id a line.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="All that have this value; repeatable: and.")
-    ] = None,
+    where: WhereOption = None,
     missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Go on without ids that are not there.")] = False,
 ) -> None:
     """Delete documents; the id of a long document deletes all its passages.
@@ -55,14 +53,13 @@ def store_delete(
     \b
     Examples:
       clara-dist store delete stores/wiki --id Q42 --id Q64
-      clara-dist store delete stores/wiki --where lang=fr --where year=2019
+      clara-dist store delete stores/wiki --where "lang = 'fr' and year < 2019"
     """
-    from clara_dist.store import delete, info
+    from clara_dist.store import delete
 
     names = [*(doc_ids or ()), *(ids_file.read_text(encoding="utf-8").splitlines() if ids_file else ())]
     names = [name for name in names if name]
-    filters = _filters(info(store).manifest, where) if where else None
-    report = delete(store, doc_ids=names or None, where=filters, missing_ok=missing_ok)
+    report = delete(store, doc_ids=names or None, where=where, missing_ok=missing_ok)
     for doc_id in report.missing:
         print(f"not in the store: {doc_id}")
     print(f"deleted {report.n_deleted:,} rows")
@@ -108,17 +105,19 @@ def store_export(
     store: StoreArgument,
     folder: Annotated[str, typer.Argument(help="Where the Parquet files go: a directory or a URL.")],
     version: VersionOption = None,
+    where: WhereOption = None,
 ) -> None:
-    """Write a store as Parquet files, one a shard.
+    """Write a store, or some of its documents, as Parquet files, one a shard.
 
     \b
-    Example:
+    Examples:
       clara-dist store export stores/wiki exports/wiki
+      clara-dist store export stores/wiki exports/recent --where "year >= 2019"
     """
     from clara_dist.store import export_parquet
 
     with _counting() as count:
-        names = export_parquet(store, folder, version, on_progress=count)
+        names = export_parquet(store, folder, version, where=where, on_progress=count)
     print(f"{folder}: {len(names)} files")
 
 
@@ -195,18 +194,3 @@ def _on_existing(value: str) -> OnExisting:
     if value not in choices:
         raise typer.BadParameter(f"{value!r} is not error, skip or replace", param_hint="--on-existing")
     return choices[value]
-
-
-def _filters(manifest: Manifest, where: list[str]) -> dict[str, list[Any]]:
-    """``COLUMN=VALUE`` with the value as its column's type."""
-    from clara_dist.store.where import parse_value
-
-    filters: dict[str, list[Any]] = {}
-    for condition in where:
-        name, separator, text = condition.partition("=")
-        if not separator:
-            raise typer.BadParameter(f"{condition!r} is not COLUMN=VALUE", param_hint="--where")
-        if name in filters:
-            raise typer.BadParameter(f"{name} cannot have two values at once", param_hint="--where")
-        filters[name] = [parse_value(manifest.schema, name, text)]
-    return filters

@@ -108,13 +108,14 @@ class CandidateConfig(Config):
 
     ``given``: the example's own list (ragged lists allowed). ``corpus``: the current top ``n`` of the whole store by
     the reasoner that is being trained, gold neither known nor forced in. ``mixed``: ``corpus`` in a share of the
-    batches. ``where`` restricts the corpus to rows whose metadata column holds one of the values.
+    batches. ``where`` restricts the corpus: an expression such as ``split = 'train' and year >= 2020`` on the store's
+    metadata columns, or a mapping of columns to the values that they may hold.
     """
 
     source: Literal["given", "corpus", "mixed"] = "given"
     n: int = Field(20, ge=1)
     corpus_share: float = Field(0.5, ge=0, le=1)
-    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    where: str | dict[str, tuple[str | int | float | bool, ...]] = Field(default_factory=dict)
 
 
 class EvaluationDuringTraining(Config):

@@ -23,7 +23,7 @@ from clara_dist.retrieval.sharded import PartSearcher, ShardedSearcher
 from clara_dist.store.manifest import read_manifest
 from clara_dist.store.part import share_shards
 from clara_dist.store.storage import open_storage
-from clara_dist.store.where import accepted_values
+from clara_dist.store.where import parse_where
 from clara_dist.training.run_directory import RunDirectory
 
 # Each: how often Ray starts a lost actor again, on whatever node has room, and asks it once more.
@@ -105,11 +105,13 @@ def _start(stage: StageConfig, n_parts: int, n_cpus: float, started: list[ActorH
     assert stage.store is not None, "StageConfig requires it"
     version, parts = share_shards(stage.store, stage.store_version, n_parts)
     manifest = read_manifest(open_storage(stage.store), version)
-    accepted_values(manifest.schema, stage.candidates.where)  # an actor that cannot start says nothing so clear
+    where = stage.candidates.where or None
+    if where is not None:
+        parse_where(where, manifest.schema)  # an actor that cannot start says nothing so clear
     actor = ray.remote(PartSearcher).options(
         num_cpus=n_cpus, scheduling_strategy="SPREAD", max_restarts=_RESTARTS, max_task_retries=_RESTARTS
     )
-    threads, where = max(1, int(n_cpus)), stage.candidates.where
+    threads = max(1, int(n_cpus))
     actors = tuple(actor.remote(stage.store, version, part, where, threads) for part in parts)
     started.extend(actors)
     ask = AskActors(actors, stage.store)

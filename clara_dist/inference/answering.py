@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from clara_dist.model.clara import ClaraModel
 from clara_dist.retrieval.search import ExactSearcher, SearchResult
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
-
-Where = Mapping[str, Any]
+from clara_dist.store.where import Filter
 
 
 @dataclass(frozen=True)
@@ -73,19 +71,19 @@ class LocalPipeline:
         self.generator = Generator(clara)
 
     def retrieve(
-        self, questions: Sequence[str], top_k: int = 5, where: Where | None = None
+        self, questions: Sequence[str], top_k: int = 5, where: Filter | None = None
     ) -> list[tuple[Source, ...]]:
         """The ``top_k`` nearest documents of each question, best first.
 
         Args:
             questions: B questions.
             top_k: K.
-            where: Metadata column -> the value, or a list of the values, that a document may have in it.
+            where: Only documents that this filter lets through, see `parse_where`.
 
         Raises:
             TokenizationError: A question is too long.
             RetrievalError: Fewer than ``top_k`` documents are left.
-            StoreError: ``where`` names no typed metadata column, or a value of another type.
+            FilterError: ``where`` cannot be read, or does not fit the store's columns.
         """
         if not questions:
             return []
@@ -97,7 +95,7 @@ class LocalPipeline:
         top_k: int = 5,
         max_tokens: int = 64,
         temperature: float = 0.0,
-        where: Where | None = None,
+        where: Filter | None = None,
     ) -> list[Answer]:
         """Answer each question from its ``top_k`` nearest documents; arguments and errors as `retrieve`."""
         if not questions:
@@ -118,12 +116,11 @@ class LocalPipeline:
             Answer(text.text, sources, timings_s) for text, sources in zip(generated, self.sources(found), strict=True)
         ]
 
-    def search(self, query_BX: np.ndarray, top_k: int, where: Where | None = None) -> SearchResult:
+    def search(self, query_BX: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResult:
         """The nearest rows of query vectors."""
         searcher = self.searcher
-        if where:
-            accepted = {name: _alternatives(value) for name, value in where.items()}
-            searcher = ExactSearcher(self.store, self.store.rows_where(accepted), searcher.device)
+        if where is not None:
+            searcher = ExactSearcher(self.store, self.store.rows_where(where), searcher.device)
         return searcher.search(query_BX, top_k)
 
     def sources(self, found: SearchResult) -> list[tuple[Source, ...]]:
@@ -136,7 +133,3 @@ class LocalPipeline:
             )
             for scores_K in found.scores_BK.tolist()
         ]
-
-
-def _alternatives(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]

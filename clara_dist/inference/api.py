@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clara_dist.errors import DataError, ModelError, TokenizationError
-from clara_dist.inference.answering import Answer, LocalPipeline, Source, Where
+from clara_dist.inference.answering import Answer, LocalPipeline, Source
 from clara_dist.inference.building import build_store
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.explain import Explanation, explain
@@ -22,6 +22,7 @@ from clara_dist.model.clara import ClaraModel
 from clara_dist.store.manifest import read_manifest
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.storage import open_storage
+from clara_dist.store.where import Filter
 
 Store = str | Path | MemoryStore
 _BRACKETS = "put it into brackets"
@@ -98,7 +99,7 @@ class Clara(ClaraModel):
         return torch.from_numpy(query_BX).view(len(questions), self.n_memory_tokens, self.hidden_size)
 
     def retrieve(
-        self, questions: Sequence[str], store: Store, top_k: int = 5, where: Where | None = None
+        self, questions: Sequence[str], store: Store, top_k: int = 5, where: Filter | None = None
     ) -> list[tuple[Source, ...]]:
         """The K nearest documents of each question, best first: B times K `Source`.
 
@@ -106,14 +107,16 @@ class Clara(ClaraModel):
             questions: B questions.
             store: Where to look.
             top_k: K.
-            where: Metadata column -> the value, or a list of the values, that a document may have in it, such as
-                ``{"source": "wiki", "year": [2020, 2021]}``. The columns are those that the store was made with.
+            where: Only documents with such metadata: ``"source = 'wiki' and year >= 2020"``, or
+                ``{"source": "wiki", "year": [2020, 2021]}``. The columns are those that the store was made with; the
+                language is that of `clara_dist.store.expression`.
 
         Raises:
             TokenizationError: A question is longer than ``doc_max_tokens``.
             FingerprintMismatchError: Another model wrote the store.
             RetrievalError: Fewer than K documents are left.
-            StoreError: There is no store, or ``where`` does not fit its columns.
+            StoreError: There is no store.
+            FilterError: ``where`` cannot be read, or does not fit the store's columns.
         """
         with self._inference():
             return self._pipeline(store).retrieve(_several(questions, "questions"), top_k, where)
@@ -126,7 +129,7 @@ class Clara(ClaraModel):
         max_tokens: int = 64,
         *,
         temperature: float = 0.0,
-        where: Where | None = None,
+        where: Filter | None = None,
     ) -> list[Answer]:
         """B answers, each generated from the memories of the question's K nearest documents.
 
@@ -142,7 +145,7 @@ class Clara(ClaraModel):
             pipeline = self._pipeline(store)
             return pipeline.answer(_several(questions, "questions"), top_k, max_tokens, temperature, where)
 
-    def explain(self, question: str, store: Store, *, n_words: int = 10, where: Where | None = None) -> Explanation:
+    def explain(self, question: str, store: Store, *, n_words: int = 10, where: Filter | None = None) -> Explanation:
         """The words that a question's M query vectors decode to through the LM head.
 
         Marked are those that the nearest document has and the question has not. ``print`` shows it as a table.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from clara_dist.retrieval.search import ExactSearcher, Searcher
 from clara_dist.store.reader import MemoryStore
+from clara_dist.store.where import Filter
 
 
 class MemoryBank:
@@ -20,19 +20,19 @@ class MemoryBank:
 
     Args:
         store: The store.
-        where: Searches find only rows whose metadata columns hold one of these values; None or empty: all rows.
+        where: Searches find only rows that this filter lets through, see `parse_where`; None: all rows.
         dtype: Type of the gathered memories; fp16 values are exact in fp32.
         device: Where they go.
         searcher: Searches the store in place of this process; it has ``where`` already.
 
     Raises:
-        StoreError: ``where`` names no typed metadata column of the store.
+        FilterError: ``where`` cannot be read, or does not fit the store's columns.
     """
 
     def __init__(
         self,
         store: MemoryStore,
-        where: Mapping[str, Sequence[Any]] | None = None,
+        where: Filter | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         searcher: Searcher | None = None,
@@ -40,7 +40,7 @@ class MemoryBank:
         self.store = store
         self.dtype = dtype
         self.device = torch.device(device)
-        self._searcher = searcher or ExactSearcher(store, store.rows_where(where) if where else None, device)
+        self._searcher = searcher or ExactSearcher(store, None if where is None else store.rows_where(where), device)
 
     @property
     def n_searched(self) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
@@ -11,6 +10,7 @@ from clara_dist.retrieval.bank import MemoryBank
 from clara_dist.retrieval.sharded import ShardedSearcher
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
+from clara_dist.store.where import Filter
 
 
 def open_bank(
@@ -18,7 +18,7 @@ def open_bank(
     model: Mapping[str, str],
     *,
     version: int | None = None,
-    where: Mapping[str, Sequence[Any]] | None = None,
+    where: Filter | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     searcher: ShardedSearcher | None = None,
@@ -36,7 +36,8 @@ def open_bank(
 
     Raises:
         FingerprintMismatchError: Another model wrote the store; names the fields that differ.
-        StoreError: There is no such store or version, or ``where`` names no typed metadata column of it.
+        StoreError: There is no such store or version.
+        FilterError: ``where`` cannot be read, or does not fit the store's columns.
     """
     opened = MemoryStore.open(store, searcher.version if searcher else version)
     opened.require_fingerprint(Fingerprint(model), what="the model")

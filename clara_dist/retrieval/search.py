@@ -1,13 +1,16 @@
 """Exact search: every memory is compared with every query.
 
-The scan is a sieve. It runs in fp32 at about the speed of the memory, and only decides which rows may still be among
-the best k; the scores of those few rows are then computed in float64. So a score is the cosine rounded once to fp32:
-the same number however a store is cut into shards, chunks, subsets or batches of queries, and equal memories tie.
+The scan (`clara_dist.retrieval.scan`) is a sieve. It runs in fp32 at the speed of the memory, and only decides which
+rows may still be among the best k; the scores of those few rows are then computed in float64. So a score is the cosine
+rounded once to fp32: the same number however a store is cut into shards, chunks, subsets or batches of queries, and
+equal memories tie.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,19 +20,16 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from clara_dist.errors import CorruptStoreError, RetrievalError
+from clara_dist.retrieval.scan import Products, products_with
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.shard import Shard
 
-# Memories are widened to fp32 in chunks of about the size of a core's second-level cache, so that the wide copy never
-# reaches main memory: 2 MiB read 9-10 GB/s of fp16 on one core, 32 MiB 3-4, 0.25 MiB 3-5.
-_CPU_CHUNK_BYTES = 2 << 20
-# A GPU wants few large copies instead.
-_GPU_CHUNK_BYTES = 256 << 20
-# Scores that are held before they are sieved.
-_BLOCK_SCORES = 4 << 20
+# Scores of a chunk, at most.
+_CHUNK_SCORES = 4 << 20
 _RESCORE_CHUNK_BYTES = 32 << 20
-# Rows whose fp32 score is this near to the k-th best are scored again. It must be at least twice the error of an fp32
-# score: 2.4e-6 at worst at X = 65,536 (all values positive, one query); a larger one costs a few more rows.
+# Rows whose score is this near to the k-th best, and twice the rounding of the queries, are scored again. It must be at
+# least twice the error of an fp32 product: 2.4e-6 at worst at X = 65,536 (all values positive, one query); a larger one
+# costs a few more rows.
 _SIEVE_MARGIN = 5e-5
 
 
@@ -90,7 +90,7 @@ class ExactSearcher:
     def __init__(self, store: MemoryStore, rows: np.ndarray | None = None, device: torch.device | str = "cpu") -> None:
         self.store = store
         self.device = torch.device(device)
-        self._rows = None if rows is None else np.unique(np.asarray(rows, np.int64))
+        self._rows = None if rows is None else _ascending(np.asarray(rows, np.int64))
         if self._rows is not None and len(self._rows) and (self._rows[0] < 0 or self._rows[-1] >= store.n_documents):
             raise RetrievalError(
                 f"the rows to search are not all in the store {store.url}",
@@ -126,30 +126,32 @@ class ExactSearcher:
             )
         with torch.no_grad():
             query_BX = self._unit_queries(query_BX)
-            n_queries = len(query_BX)
-            best = SearchResult(torch.empty((n_queries, 0), dtype=torch.int64), torch.empty((n_queries, 0)))
-            margin = _SIEVE_MARGIN
-            for rows_S, scores_BS in self._scan(query_BX.float()):
-                known = torch.cat([best.scores_BK, scores_BS], dim=1)
-                kth_B1 = known.topk(min(k, known.shape[1])).values[:, -1:]
-                rows_F, exact_BF, margin = self._finalists(query_BX, rows_S, scores_BS, kth_B1, margin)
-                finalists = SearchResult(torch.from_numpy(rows_F).expand(n_queries, -1), exact_BF)
-                best = merge_top_k([best, finalists], min(k, best.rows_BK.shape[1] + len(rows_F)))
-        return best
+            products = products_with(query_BX)
+            margin = _SIEVE_MARGIN + 2 * products.rounding
+            while True:
+                rows_F, scores_BF = self._sieve(products, len(query_BX), k, margin)
+                exact_BF = self._exact(query_BX, rows_F)
+                error = (scores_BF - exact_BF).abs().max().item()
+                if 2 * error <= margin:
+                    rows_BF = torch.from_numpy(rows_F).expand(len(query_BX), -1)
+                    return merge_top_k([SearchResult(rows_BF, exact_BF)], k)
+                # The program lets torch multiply in TF32 or bfloat16: the scan is coarser than fp32, so keep more rows.
+                margin = 4 * error
 
-    def _finalists(
-        self, query_BX: Tensor, rows_S: np.ndarray, scores_BS: Tensor, kth_B1: Tensor, margin: float
-    ) -> tuple[np.ndarray, Tensor, float]:
-        """Rows of a block that may be among any query's best k, their exact scores, and the margin that this took."""
-        while True:
-            near_S = (scores_BS >= kth_B1 - margin).any(dim=0)
-            rows_F = rows_S[near_S.numpy()]
-            exact_BF = self._exact(query_BX, rows_F)
-            error = (scores_BS[:, near_S] - exact_BF).abs().max().item() if len(rows_F) else 0.0
-            if 2 * error <= margin:
-                return rows_F, exact_BF, margin
-            # The program lets torch multiply in TF32 or bfloat16: the scan is coarser than fp32, so keep more rows.
-            margin = 4 * error
+    def _sieve(self, products: Products, n_queries: int, k: int, margin: float) -> tuple[np.ndarray, Tensor]:
+        """Rows whose scores are within the margin of the k-th best of any query, and these scores_BF."""
+        rows_F, scores_BF = np.empty(0, np.int64), torch.empty((n_queries, 0))
+        least_B1 = torch.full((n_queries, 1), -torch.inf)
+        for rows_C, scores_BC in self._scan(products, n_queries):
+            near_C = (scores_BC >= least_B1).any(dim=0)
+            if near_C.any():
+                rows_F = np.concatenate([rows_F, rows_C[near_C.numpy()]])
+                scores_BF = torch.cat([scores_BF, scores_BC[:, near_C]], dim=1)
+                if len(rows_F) >= k:
+                    least_B1 = scores_BF.topk(k).values[:, -1:] - margin
+                    near_F = (scores_BF >= least_B1).any(dim=0)
+                    rows_F, scores_BF = rows_F[near_F.numpy()], scores_BF[:, near_F]
+        return rows_F, scores_BF
 
     def _unit_queries(self, query: Tensor | np.ndarray) -> Tensor:
         """Queries as float64 vectors of length 1 on the device."""
@@ -171,34 +173,40 @@ class ExactSearcher:
             )
         return query_BX / norm_B1
 
-    def _scan(self, query_BX: Tensor) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Score all rows in fp32: blocks of (row numbers, ascending; scores_BS on the CPU)."""
-        n_queries, size = query_BX.shape
-        chunk_bytes = _CPU_CHUNK_BYTES if self.device.type == "cpu" else _GPU_CHUNK_BYTES
-        # With many queries a chunk must have many rows too, or the queries are read more often than the memories.
-        chunk = max(chunk_bytes // (4 * size), 4 * n_queries, 1)
-        block = max(_BLOCK_SCORES // n_queries, chunk)
-        wide_CX = torch.empty((min(chunk, self.n_rows), size), device=self.device)
+    def _scan(self, products: Products, n_queries: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Score all rows in fp32: chunks of (row numbers; scores_BC on the CPU), in the order of the rows."""
+        # A GPU works on one chunk at a time; CPU threads each on one of their own.
+        n_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        pending: deque[Future[tuple[np.ndarray, Tensor]]] = deque()
+        with ThreadPoolExecutor(n_threads, "clara-scan") as pool:
+            for shard, local_C in self._chunks(products.chunk_bytes, n_queries):
+                # Never more scores at a time than a few chunks have, however large the store.
+                if len(pending) > 2 * n_threads:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(self._scores, shard, local_C, products))
+            while pending:
+                yield pending.popleft().result()
+
+    def _chunks(self, chunk_bytes: int, n_queries: int) -> Iterator[tuple[Shard, np.ndarray]]:
+        """Shards and some of their searched rows."""
+        row_bytes = 2 * self.store.n_memory_tokens * self.store.hidden_size
+        chunk = max(1, min(chunk_bytes // row_bytes, _CHUNK_SCORES // n_queries))
         for shard in self.store.shards:
             local = self._local_rows(shard)
-            if not len(local):
-                continue
-            memory_SX = _memory_view(shard)
-            for start in range(0, len(local), block):
-                rows_S = local[start : start + block]
-                positions_S = shard.positions(rows_S)
-                scores_SB = torch.empty((len(rows_S), n_queries), device=self.device)
-                for low in range(0, len(rows_S), chunk):
-                    memory_CX = _select(memory_SX, positions_S[low : low + chunk]).to(self.device)
-                    wide = wide_CX[: len(memory_CX)].copy_(memory_CX)
-                    torch.mm(wide, query_BX.T, out=scores_SB[low : low + chunk])
-                scores_SB = scores_SB.cpu() * _inverse(torch.from_numpy(shard.norms_S[positions_S]))[:, None]
-                if not scores_SB.isfinite().all():
-                    raise CorruptStoreError(
-                        f"the shard {shard.info.file} of the store {self.store.url} has values that are not finite",
-                        hint="run `clara-dist store verify`, then compress its documents again",
-                    )
-                yield shard.row_offset + rows_S, scores_SB.T
+            for start in range(0, len(local), chunk):
+                yield shard, local[start : start + chunk]
+
+    def _scores(self, shard: Shard, local_C: np.ndarray, products: Products) -> tuple[np.ndarray, Tensor]:
+        """Numbers of some rows, counted from the shard's first before and from the store's after, and scores_BC."""
+        positions_C = shard.positions(local_C)
+        products_CB = _products_of(_memory_view(shard), positions_C, products)
+        scores_CB = products_CB * _inverse(torch.from_numpy(shard.norms_S[positions_C]))[:, None]
+        if not scores_CB.isfinite().all():
+            raise CorruptStoreError(
+                f"the shard {shard.info.file} of the store {self.store.url} has values that are not finite",
+                hint="run `clara-dist store verify`, then compress its documents again",
+            )
+        return shard.row_offset + local_C, scores_CB.T
 
     def _local_rows(self, shard: Shard) -> np.ndarray:
         """The searched rows of a shard, counted from its first."""
@@ -218,17 +226,26 @@ class ExactSearcher:
         return scores_FB.T
 
 
+def _ascending(rows: np.ndarray) -> np.ndarray:
+    """Rows in order, each once. A filter's already are: sorting a million of them would take 0.6 s a search."""
+    return rows if (rows[1:] > rows[:-1]).all() else np.unique(rows)
+
+
 def _memory_view(shard: Shard) -> Tensor:
     """A shard's memories, float16 ``[S, X]``, without a copy. Only for reading: the file's pages cannot be written."""
     # DLPack, because torch.from_numpy warns about arrays that are read-only.
     return from_dlpack(shard.batch.column("memory").storage.flatten()).view(shard.info.rows, -1)
 
 
-def _select(memory_SX: Tensor, rows: np.ndarray) -> Tensor:
-    """Ascending rows: a view where they are consecutive, a copy otherwise."""
-    if rows[-1] - rows[0] == len(rows) - 1:
-        return memory_SX[rows[0] : rows[-1] + 1]
-    return memory_SX[torch.from_numpy(rows)]
+def _products_of(memory_SX: Tensor, rows_C: np.ndarray, products: Products) -> Tensor:
+    """Products of some rows, ascending; products_CB."""
+    first, span = rows_C[0], rows_C[-1] - rows_C[0] + 1
+    if span == len(rows_C):
+        return products(memory_SX[first : first + span])
+    if span <= 2 * len(rows_C):
+        # Reading a few rows in vain is cheaper than a copy of the others.
+        return products(memory_SX[first : first + span])[torch.from_numpy(rows_C - first)]
+    return products(memory_SX[torch.from_numpy(rows_C)])
 
 
 def _inverse(norms: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from clara_dist.errors import RetrievalError
 from clara_dist.retrieval.search import ExactSearcher, SearchResult, merge_top_k
 from clara_dist.store.part import open_part
+from clara_dist.store.where import Filter
 
 
 class PartSearcher:
@@ -20,11 +20,12 @@ class PartSearcher:
         store: Directory or URL.
         version: Of the store.
         shards: Positions of the shards in its manifest, ascending.
-        where: Only rows whose metadata columns hold one of these values; empty: all.
+        where: Only rows that this filter lets through, see `parse_where`; None: all.
         threads: torch threads of this process; None leaves them as they are.
 
     Raises:
-        StoreError: There is no such store, or ``where`` names no typed metadata column of it.
+        StoreError: There is no such store.
+        FilterError: ``where`` cannot be read, or does not fit the store's columns.
     """
 
     def __init__(
@@ -32,14 +33,14 @@ class PartSearcher:
         store: str,
         version: int,
         shards: Sequence[int],
-        where: Mapping[str, Sequence[Any]] | None = None,
+        where: Filter | None = None,
         threads: int | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self._part = open_part(store, version, shards)
         opened = self._part.store
-        self._searcher = ExactSearcher(opened, opened.rows_where(where) if where else None)
+        self._searcher = ExactSearcher(opened, None if where is None else opened.rows_where(where))
 
     def n_rows(self) -> int:
         """Number of rows that are searched."""

@@ -12,12 +12,14 @@ from clara_dist.store.reader import MemoryStore, StoredDocument
 from clara_dist.store.schema import StoreSchema
 from clara_dist.store.shard import Shard
 from clara_dist.store.verify import Problem, StoreInfo, VerifyReport, history, info, verify
+from clara_dist.store.where import Filter, Where, parse_where
 from clara_dist.store.writer import commit, describe_shard, shard_names, write_shard
 
 __all__ = [
     "CollectReport",
     "DeleteReport",
     "DiffReport",
+    "Filter",
     "Fingerprint",
     "Manifest",
     "MemoryStore",
@@ -28,6 +30,7 @@ __all__ = [
     "StoreSchema",
     "StoredDocument",
     "VerifyReport",
+    "Where",
     "append_shards",
     "append_store",
     "collect",
@@ -40,6 +43,7 @@ __all__ = [
     "history",
     "import_parquet",
     "info",
+    "parse_where",
     "restore",
     "shard_names",
     "verify",

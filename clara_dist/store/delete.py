@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from clara_dist.store.deletions import live_rows, with_deleted
 from clara_dist.store.manifest import Manifest, ShardInfo
 from clara_dist.store.shard import read_columns
 from clara_dist.store.storage import Storage, StoreLocation, open_storage
-from clara_dist.store.where import accepted_values, matches
+from clara_dist.store.where import Filter, Where, parse_where
 
 _NAMED = 5
 
@@ -40,7 +39,7 @@ def delete(
     store: StoreLocation,
     *,
     doc_ids: Sequence[str] | None = None,
-    where: Mapping[str, Sequence[Any]] | None = None,
+    where: Filter | None = None,
     missing_ok: bool = False,
 ) -> DeleteReport:
     """Commit a version without some documents.
@@ -48,12 +47,12 @@ def delete(
     Args:
         store: The store's path or URL.
         doc_ids: Delete these. The id of a long document that was cut into passages deletes all of them.
-        where: Delete the documents whose metadata columns all hold one of the given values.
+        where: Delete the documents that this filter lets through, see `parse_where`.
         missing_ok: Go on without ids that are not in the store.
 
     Raises:
-        StoreError: Neither or both of ``doc_ids`` and ``where`` are given, an id is not in the store, or ``where`` does
-            not fit its columns.
+        StoreError: Neither or both of ``doc_ids`` and ``where`` are given, or an id is not in the store.
+        FilterError: ``where`` cannot be read, or does not fit the store's columns.
         CommitConflictError: Other writers were faster, a hundred times in a row.
     """
     if bool(doc_ids) == bool(where):
@@ -65,10 +64,11 @@ def delete(
 
     def change(head: Snapshot) -> Content | None:
         nonlocal missing, n_deleted
+        condition = parse_where(where, head.manifest.schema) if where else None
         found = {}
         seen: set[str] = set()
         for shard in head.manifest.shards:
-            rows, names = _find(storage, head, shard, wanted, where)
+            rows, names = _find(storage, head, shard, wanted, condition)
             seen.update(names)
             if len(rows):
                 found[shard.file] = rows
@@ -113,15 +113,13 @@ def _find(
     head: Snapshot,
     shard: ShardInfo,
     wanted: pa.StringArray,
-    where: Mapping[str, Sequence[Any]] | None,
+    where: Where | None,
 ) -> tuple[np.ndarray, list[str]]:
     """Live rows of a shard that are to be deleted, and the wanted names that they go by."""
     schema = head.manifest.schema
     live = live_rows(shard.rows, head.deletions.get(shard.file))
-    if where:
-        accepted = accepted_values(schema, where)
-        batch = read_columns(storage, shard, schema, list(accepted))
-        return live[matches(batch, accepted)[live]], []
+    if where is not None:
+        return live[where.matches(read_columns(storage, shard, schema, where.arrow_columns))[live]], []
     # Both names of a passage: its own, and that of the document that it was cut from.
     batch = read_columns(storage, shard, schema, ["doc_id", "parent_id"]).take(pa.array(live))
     hit = np.zeros(len(live), np.bool_)

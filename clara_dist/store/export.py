@@ -23,6 +23,7 @@ from clara_dist.store.manifest import Manifest, ShardInfo
 from clara_dist.store.schema import StoreSchema, memory_norms, nonfinite_rows
 from clara_dist.store.shard import checksum, read_columns, serialize
 from clara_dist.store.storage import Storage, StoreLocation, open_storage
+from clara_dist.store.where import Filter, Where, parse_where
 from clara_dist.store.writer import publish_shard
 
 FORMAT = "clara_dist memories 1"
@@ -79,6 +80,8 @@ def export_parquet(
     store: StoreLocation,
     folder: StoreLocation,
     version: int | None = None,
+    *,
+    where: Filter | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[str]:
     """Write a version as Parquet files, without its deleted rows. Memory holds one shard at a time.
@@ -87,6 +90,7 @@ def export_parquet(
         store: The store's path or URL.
         folder: Path or URL; ``part-00000.parquet``, ... go there.
         version: None means the current one.
+        where: Only the rows that this filter lets through, see `parse_where`; None: all.
         on_progress: Called with the number of documents after each file.
 
     Returns:
@@ -94,6 +98,7 @@ def export_parquet(
 
     Raises:
         StoreError: There is no store, no such version, or the folder holds other Parquet files.
+        FilterError: ``where`` cannot be read, or does not fit the store's columns.
         CorruptStoreError: A shard is damaged.
     """
     storage, target = open_storage(store), open_storage(folder)
@@ -102,13 +107,16 @@ def export_parquet(
     # A store without shards still has a fingerprint and columns to tell.
     shards: tuple[ShardInfo | None, ...] = manifest.shards or (None,)
     source = {"store": storage.url, "version": manifest.version, "commit_id": manifest.commit_id}
+    condition = None if where is None else parse_where(where, manifest.schema)
+    if condition is not None:
+        source["where"] = condition.text
     # Files of this very export are from a run that was interrupted.
     if any(_about(target, name).source != source for name in _parquet_files(target)):
         raise StoreError(f"{target.url} holds other Parquet files", hint="name an empty folder")
     names = []
     for part, shard in enumerate(shards):
         about = Exported(manifest.schema, manifest.fingerprint, part, len(shards), source)
-        batch = _plain_batch(storage, snapshot, shard)
+        batch = _plain_batch(storage, snapshot, shard, condition)
         name = f"part-{part:05d}.parquet"
         target.publish(name, _parquet_bytes(batch, about), exclusive=False)
         names.append(name)
@@ -157,15 +165,18 @@ def _parquet_files(storage: Storage) -> list[str]:
     return [name for name in storage.list_files("") if name.endswith(".parquet")]
 
 
-def _plain_batch(storage: Storage, snapshot: Snapshot, shard: ShardInfo | None) -> pa.RecordBatch:
-    """A shard's live rows with the memories as plain lists."""
+def _plain_batch(storage: Storage, snapshot: Snapshot, shard: ShardInfo | None, where: Where | None) -> pa.RecordBatch:
+    """A shard's live rows, of those that the filter lets through, with the memories as plain lists."""
     schema = snapshot.manifest.schema
     plain = _plain_schema(schema)
     if shard is None:
         return pa.RecordBatch.from_pylist([], plain)
     batch = read_columns(storage, shard, schema)
-    if shard.file in snapshot.deletions:
-        batch = batch.take(pa.array(live_rows(shard.rows, snapshot.deletions[shard.file])))
+    rows = live_rows(shard.rows, snapshot.deletions.get(shard.file))
+    if where is not None:
+        rows = rows[where.matches(batch)[rows]]
+    if len(rows) < shard.rows:
+        batch = batch.take(pa.array(rows))
     columns = [c.storage if isinstance(c, pa.ExtensionArray) else c for c in batch.columns]
     return pa.RecordBatch.from_arrays(columns, schema=plain)
 

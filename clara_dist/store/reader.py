@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from clara_dist.store.ids import IdIndex
 from clara_dist.store.manifest import Manifest, read_manifest
 from clara_dist.store.shard import Shard, open_shard, reading
 from clara_dist.store.storage import StoreLocation, open_storage
-from clara_dist.store.where import accepted_values, matches
+from clara_dist.store.where import Filter, RowCache, parse_where
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class MemoryStore:
         self.url = url
         self.manifest = manifest
         self.shards = tuple(shards)
+        self._filtered = RowCache()
         self._row_edges = np.array([0, *np.cumsum([shard.rows for shard in shards])], np.int64)
 
     @classmethod
@@ -180,24 +181,31 @@ class MemoryStore:
                 found.append(np.array([passage] if passage >= 0 else [], np.int64))
         return found
 
-    def rows_where(self, where: Mapping[str, Sequence[Any]]) -> np.ndarray:
-        """Rows whose metadata columns all hold one of the given values.
+    def rows_where(self, where: Filter) -> np.ndarray:
+        """Rows that a filter lets through. Reads the columns that it names; the last few answers are kept.
 
         Args:
-            where: Metadata column -> accepted values, such as ``{"split": ("train",)}``. Empty: all rows.
+            where: Such as ``"split = 'train' and year >= 2020"`` or ``{"split": "train"}``, see `parse_where`. An empty
+                mapping: all rows.
 
         Returns:
-            int64, ascending.
+            int64, ascending, read-only.
 
         Raises:
-            StoreError: No such typed column, or a value that is not of its type.
+            FilterError: It cannot be read, or does not fit the store's columns.
+            CorruptStoreError: A shard is damaged.
         """
-        accepted = accepted_values(self.manifest.schema, where)
-        found = [np.empty(0, np.int64)]
-        for shard in self.shards:
-            keep = matches(shard.batch, accepted)
-            found.append(shard.row_offset + np.flatnonzero(keep if shard.live is None else keep[shard.live]))
-        return np.concatenate(found)
+        where = parse_where(where, self.manifest.schema)
+        rows = self._filtered.get(where)
+        if rows is None:
+            found = [np.empty(0, np.int64)]
+            for shard in self.shards:
+                with reading(self.url, shard.info.file):
+                    keep = where.matches(shard.batch)
+                found.append(shard.row_offset + np.flatnonzero(keep if shard.live is None else keep[shard.live]))
+            rows = np.concatenate(found)
+            self._filtered.put(where, rows)
+        return rows
 
     @cached_property
     def _document_starts(self) -> np.ndarray:

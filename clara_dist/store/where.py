@@ -1,66 +1,133 @@
-"""Rows by the values of their typed metadata columns."""
+"""Filters: which rows of a store are searched, exported or deleted, by their typed metadata columns.
+
+``source = 'wiki' and (year >= 2020 or year is null)``: an expression, or a mapping as shorthand for equality.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from clara_dist.errors import StoreError
-from clara_dist.store.schema import StoreSchema, is_metadata_value, metadata_column, metadata_type
+from clara_dist.errors import FilterError
+from clara_dist.store.conditions import AllOf, Condition, OneOf
+from clara_dist.store.expression import parse_expression
+from clara_dist.store.schema import StoreSchema, metadata_column
+from clara_dist.store.typed_values import column_kind, typed_value
 
 
-def accepted_values(schema: StoreSchema, where: Mapping[str, Sequence[Any]]) -> dict[str, pa.Array]:
-    """Arrow column -> the values that a row may have in it.
+@dataclass(frozen=True)
+class Where:
+    """A filter that fits a store's columns. Immutable, picklable; equal ones let the same rows through.
+
+    Attributes:
+        condition: What must be true of a row.
+        kinds: The metadata columns that it reads, with their types; sorted.
+        text: As it was written.
+    """
+
+    condition: Condition
+    kinds: tuple[tuple[str, str], ...]
+    text: str = field(compare=False)
+
+    @property
+    def arrow_columns(self) -> list[str]:
+        """The columns of a shard that `matches` needs."""
+        return [metadata_column(name) for name, _ in self.kinds]
+
+    def matches(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Which rows of a shard it lets through, bool ``[S]``: where it is true, so not where it is unknown.
+
+        Args:
+            batch: At least its `arrow_columns`.
+        """
+        mask = self.condition.mask(batch)
+        return (mask.fill_null(False) if mask.null_count else mask).to_numpy(zero_copy_only=False)
+
+
+# How people give a filter: an expression, or metadata column -> the value, or a list of the values, that it may have.
+Filter: TypeAlias = str | Mapping[str, Any] | Where
+
+
+def parse_where(where: Filter, schema: StoreSchema) -> Where:
+    """Understand a filter, and check it against a store's columns.
+
+    Args:
+        where: An expression; or a mapping of metadata columns to the value, or a list of the values, that a row may
+            have: ``{"source": "wiki", "year": [2020, 2021]}``; or what this function returned.
+        schema: Of the store.
 
     Raises:
-        StoreError: No such typed column, or a value that is not of its type.
+        FilterError: It cannot be read, is too long or too deep, names a column that the store lacks, or has a value
+            that is not of its column's type. Nothing else, whatever the text is.
     """
-    return {metadata_column(name): _accepted_values(schema, name, values) for name, values in where.items()}
-
-
-def parse_value(schema: StoreSchema, name: str, text: str) -> Any:
-    """A value of a metadata column as people write it: a string needs no quotes, a bool is ``true`` or ``false``.
-
-    Raises:
-        StoreError: No such typed column, or the text is no value of its type.
-    """
-    kind = _kind(schema, name)
-    if kind == "string":
-        return text
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    return _accepted_values(schema, name, [value])[0].as_py()
-
-
-def matches(batch: pa.RecordBatch, accepted: Mapping[str, pa.Array]) -> np.ndarray:
-    """Which rows have accepted values in all these columns, bool ``[S]``; a null is never accepted."""
-    keep = np.ones(batch.num_rows, np.bool_)
-    for column, values in accepted.items():
-        keep &= pc.is_in(batch.column(column), values).to_numpy(zero_copy_only=False)
-    return keep
-
-
-def _kind(schema: StoreSchema, name: str) -> str:
-    columns = schema.metadata_columns
-    if name not in columns:
-        raise StoreError(
-            f"the store has no metadata column {name!r} to filter by",
-            expected=", ".join(columns) or "(it has none)",
-            hint="name the column when the corpus is compressed",
+    if isinstance(where, Where):
+        # It may come from another store, or another version of this one.
+        for name, kind in where.kinds:
+            if (found := column_kind(schema, name)) != kind:
+                raise FilterError(
+                    f"the filter was made for another type of metadata column {name!r}", got=kind, expected=found
+                )
+        return where
+    if isinstance(where, str):
+        condition: Condition = parse_expression(where, schema)
+    elif isinstance(where, Mapping):
+        condition = _equality(where, schema)
+    else:
+        raise FilterError(
+            "a filter is an expression or a mapping of columns to values",
+            got=type(where).__name__,
+            hint="such as \"source = 'wiki' and year >= 2020\"",
         )
-    return columns[name]
+    kinds = {name: column_kind(schema, name) for name in condition.columns()}
+    return Where(condition, tuple(sorted(kinds.items())), where if isinstance(where, str) else str(dict(where)))
 
 
-def _accepted_values(schema: StoreSchema, name: str, values: Sequence[Any]) -> pa.Array:
-    kind = _kind(schema, name)
-    for value in values:
-        if not is_metadata_value(value, kind):
-            raise StoreError(f"the filter on {name!r} has a value of another type", got=repr(value), expected=kind)
-    return pa.array(list(values), metadata_type(kind))
+def _equality(where: Mapping[str, Any], schema: StoreSchema) -> Condition:
+    parts = []
+    for name, value in where.items():
+        kind = column_kind(schema, name)
+        values = value if isinstance(value, list | tuple | set | frozenset) else [value]
+        parts.append(OneOf(name, tuple(typed_value(name, kind, each) for each in values)))
+    return AllOf(tuple(parts))
+
+
+class RowCache:
+    """The rows of the filters that were used last. Safe to use from several threads.
+
+    Args:
+        max_filters: Keep at most so many.
+        max_bytes: And no more bytes of rows than this; larger ones alone are not kept.
+    """
+
+    def __init__(self, max_filters: int = 8, max_bytes: int = 128 << 20) -> None:
+        self._max_filters = max_filters
+        self._max_bytes = max_bytes
+        self._rows: OrderedDict[Where, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, where: Where) -> np.ndarray | None:
+        """The rows, int64, read-only; None if they are not here."""
+        with self._lock:
+            if where in self._rows:
+                self._rows.move_to_end(where)
+            return self._rows.get(where)
+
+    def put(self, where: Where, rows: np.ndarray) -> None:
+        """Keep rows, which nobody may change from now on."""
+        rows.flags.writeable = False
+        if rows.nbytes > self._max_bytes:
+            return
+        with self._lock:
+            self._rows[where] = rows
+            self._rows.move_to_end(where)
+            while len(self._rows) > self._max_filters or self._n_bytes() > self._max_bytes:
+                self._rows.popitem(last=False)
+
+    def _n_bytes(self) -> int:
+        return sum(rows.nbytes for rows in self._rows.values())

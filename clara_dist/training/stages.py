@@ -179,7 +179,7 @@ def _bank(
         stage.store,
         identity,
         version=stage.store_version,
-        where=candidates.where,
+        where=candidates.where or None,
         device=device,
         searcher=searcher,
     )

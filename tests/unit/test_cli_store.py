@@ -29,7 +29,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
 
 
 def test_the_commands_in_a_row(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = run(capsys, "delete", store, "--where", "lang=fr", "--where", "good=true")
+    out = run(capsys, "delete", store, "--where", "lang = 'fr' and good = true")
     assert out.splitlines() == ["deleted 2 rows", f"store {store}, version 2: 4 rows in 2 shards"]
     out = run(capsys, "info", store)
     assert "documents      4, as 4 passages in 2 shards" in out
@@ -60,7 +60,10 @@ def test_ids_from_a_file_and_wrong_options(store: str, tmp_path: Path, capsys: p
     assert "'doc-9'" in run(capsys, "delete", store, "--ids-file", str(tmp_path / "ids"), code=1)
     out = run(capsys, "delete", store, "--ids-file", str(tmp_path / "ids"), "--missing-ok")
     assert out.splitlines()[:2] == ["not in the store: doc-9", "deleted 1 rows"]
-    assert "COLUMN=VALUE" in run(capsys, "delete", store, "--where", "lang", code=2)
-    assert "got: 'soon'" in run(capsys, "delete", store, "--where", "year=soon", code=1)
+    assert "at character 6\n" in run(capsys, "delete", store, "--where", "lang=fr", code=1)
+    assert "expected: int64" in run(capsys, "delete", store, "--where", "year < 'soon'", code=1)
+    assert "no metadata column 'size'" in run(
+        capsys, "export", store, str(tmp_path / "pq"), "--where", "size=1", code=1
+    )
     assert "either ids or a filter" in run(capsys, "delete", store, code=1)
     assert "error, skip or replace" in run(capsys, "append", store, store, "--on-existing", "maybe", code=2)

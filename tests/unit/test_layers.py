@@ -35,7 +35,7 @@ EXTERNAL = {
     "errors": set(),
     "config": {"pydantic", "yaml"},
     "core": {"torch"},
-    "store": {"numpy", "obstore", "pyarrow"},
+    "store": {"lark", "numpy", "obstore", "pyarrow"},
     "client": {"httpx"},
 }
 RAY_USERS = {"distributed"}

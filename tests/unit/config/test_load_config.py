@@ -47,6 +47,8 @@ def test_overrides_reach_into_lists_in_order(run_file: Path) -> None:
     assert config.stages[0].optimizer.lr == 0.003
     assert config.engine.zero_stage == 2
     assert config.stages[1].candidates.where == {"split": ("train",)}
+    config = load_config(TrainConfig, run_file, ["stages.1.candidates.where=split = 'train' and year >= 2020"])
+    assert config.stages[1].candidates.where == "split = 'train' and year >= 2020"
 
 
 def test_a_value_may_contain_equals_signs() -> None:

@@ -16,6 +16,7 @@ import torch
 from clara_dist import Clara
 from clara_dist.errors import (
     DataError,
+    FilterError,
     FingerprintMismatchError,
     ModelError,
     RetrievalError,
@@ -109,7 +110,11 @@ def test_where_takes_a_value_or_several(clara: Clara, store: str) -> None:
     assert found(2, year=[1871, 1873]) == {"d1", "d3"}
     assert found(1, kind="a", year=(1871, 1872)) == {"d2"}
     assert {s.doc_id for s in clara.answer(QUESTIONS[:1], store, 1, 2, where={"year": 1873})[0].sources} == {"d3"}
-    assert clara.explain(QUESTIONS[0], store, where={"year": 1871}).source.doc_id == "d1"
+    assert clara.explain(QUESTIONS[0], store, where="year = 1871").source.doc_id == "d1"
+    expression = "year > 1870 and not (kind = 'a' or year >= 1873)"
+    assert [source.doc_id for source in clara.retrieve(QUESTIONS[:1], store, 1, expression)[0]] == ["d1"]
+    with pytest.raises(FilterError, match="at character 1"):
+        clara.retrieve(QUESTIONS[:1], store, 1, "")
     with pytest.raises(RetrievalError):
         found(3, kind="a")
     with pytest.raises(StoreError, match="colour"):

@@ -51,6 +51,7 @@ def test_where_restricts_the_search_and_nothing_else(tmp_path: Path):
     query = torch.from_numpy(memory[[0, 8]].astype(np.float32))
     rows_BN = bank.search(query, 30)
     assert all(row % 4 for row in rows_BN.flatten().tolist())
+    assert torch.equal(MemoryBank(store, where="split = 'train'").search(query, 30), rows_BN)
     assert MemoryBank(store, where={}).search(query, 1).tolist() == [[0], [8]]
     assert [rows.tolist() for rows in bank.rows_of(["doc-8", "absent"])] == [[8], []]
     assert torch.equal(bank.gather(torch.tensor([8])), torch.from_numpy(memory[[8]]).float())

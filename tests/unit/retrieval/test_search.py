@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import clara_dist.retrieval.scan as scan_module
 import clara_dist.retrieval.search as search_module
 from clara_dist.errors import CorruptStoreError, RetrievalError
 from clara_dist.retrieval import ExactSearcher, SearchResult, merge_top_k
@@ -49,13 +50,15 @@ def test_equals_float64_brute_force_however_the_store_is_cut(tmp_path: Path, sha
     assert found.rows_BK.shape == (9, k)
 
 
-def test_chunks_and_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("n_queries", [3, 40])
+def test_chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_queries: int):
     memory = random_memory(500)
     searcher = ExactSearcher(open_store(tmp_path, memory, [333, 167]), rows=np.arange(0, 500, 3))
-    query = random_queries(3, 16)
+    query = random_queries(n_queries, 16)
     whole = searcher.search(query, 20)
-    monkeypatch.setattr(search_module, "_CPU_CHUNK_BYTES", 1)
-    monkeypatch.setattr(search_module, "_BLOCK_SCORES", 1)
+    monkeypatch.setattr(scan_module.PackedProducts, "chunk_bytes", 200)
+    monkeypatch.setattr(scan_module, "_CACHED_BYTES", 70)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(search_module, "_RESCORE_CHUNK_BYTES", 1)
     pieces = searcher.search(query, 20)
     assert torch.equal(pieces.rows_BK, whole.rows_BK)
@@ -93,16 +96,21 @@ def test_nearly_equal_scores_are_ranked_as_float64_ranks_them(tmp_path: Path):
     assert_exact(ExactSearcher(open_store(tmp_path, memory, [100, 200])).search(query, 10), query, memory, 10)
 
 
-def test_the_sieve_margin_covers_the_error_of_fp32_scores(tmp_path: Path):
+@pytest.mark.parametrize("n_queries", [1, 17])
+def test_the_sieve_margin_covers_the_error_of_fp32_scores(tmp_path: Path, n_queries: int):
     memory = np.abs(random_memory(40, 16, 4096))
-    query = np.abs(random_queries(1, 65536))
+    query = np.abs(random_queries(n_queries, 65536))
     searcher = ExactSearcher(open_store(tmp_path, memory))
     unit = torch.from_numpy(query).double()
-    unit /= unit.norm()
-    ((_, scores_BS),) = searcher._scan(unit.float())
+    unit /= unit.norm(dim=1, keepdim=True)
+    products = scan_module.products_with(unit)
+    ((_, scores_BS),) = searcher._scan(products, n_queries)
     exact = searcher._exact(unit, np.arange(40))
-    # Measured: 2.4e-6 at worst; the margin must cover it twice.
-    assert (scores_BS - exact).abs().max() < search_module._SIEVE_MARGIN / 4
+    # The rounding of the queries comes on top: 1.6e-4, and half of that in the scores at worst.
+    assert 0 < products.rounding < 2.5e-4
+    assert (scores_BS - exact).abs().max() < search_module._SIEVE_MARGIN / 4 + products.rounding
+    half = torch.from_numpy((query.astype(np.float16)).astype(np.float64))
+    assert scan_module.products_with(half).rounding == 0
 
 
 def test_a_program_that_multiplies_in_bfloat16_still_gets_exact_results(
@@ -111,14 +119,15 @@ def test_a_program_that_multiplies_in_bfloat16_still_gets_exact_results(
     # Scores a few 1e-4 apart, errors of a few 1e-3: only a wider margin can find the best.
     memory = (1 + 0.05 * random_memory(600, 2, 64)).astype(np.float16)
     searcher = ExactSearcher(open_store(tmp_path, memory, [300, 300]))
-    query = 1 + 0.05 * random_queries(6, 128)
+    query = 1 + 0.05 * random_queries(20, 128)
     mm = torch.mm
 
-    def coarse_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-        mm(a.bfloat16().float(), b.bfloat16().float(), out=out)
+    def coarse_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return mm(a.bfloat16().float(), b.bfloat16().float())
 
     # What TF32 on a GPU and `set_float32_matmul_precision("medium")` on some CPUs do.
     monkeypatch.setattr(torch, "mm", coarse_mm)
+    monkeypatch.setattr(search_module, "products_with", scan_module.WideProducts)  # as on a GPU
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = searcher.search(query, 10)
     assert_exact(found, query, memory, 10)

@@ -19,7 +19,7 @@ from clara_dist.store import (
     import_parquet,
     verify,
 )
-from tiny_stores import FINGERPRINT, build_store, random_memory, write_rows
+from tiny_stores import FINGERPRINT, build_store, open_store, random_memory, write_rows
 
 COLUMNS = {"year": "int64", "lang": "string", "score": "float64", "good": "bool"}
 
@@ -120,3 +120,19 @@ def test_damage_is_found(tmp_path: Path):
     path.write_bytes(data)
     with pytest.raises(StoreError, match=r"part-00000\.parquet"):
         import_parquet(tmp_path / "pq", tmp_path / "b")
+
+
+def test_a_filtered_export_holds_its_rows_and_is_another_export(tmp_path: Path):
+    metadata = [{"year": 2000 + i} if i % 4 else {} for i in range(12)]
+    store = open_store(tmp_path / "a", random_memory(12), [5, 7], metadata=metadata, metadata_columns={"year": "int64"})
+    delete(tmp_path / "a", doc_ids=["doc-7"])
+    names = export_parquet(tmp_path / "a", tmp_path / "pq", where="year >= 2006")
+    assert [pq.read_table(tmp_path / "pq" / name)["doc_id"].to_pylist() for name in names] == [
+        [],
+        ["doc-6", "doc-9", "doc-10", "doc-11"],
+    ]
+    with pytest.raises(StoreError, match="holds other Parquet files"):
+        export_parquet(tmp_path / "a", tmp_path / "pq", where="year > 2006")
+    import_parquet(tmp_path / "pq", tmp_path / "b")
+    again = MemoryStore.open(tmp_path / "b")
+    np.testing.assert_array_equal(again.take_memory(np.arange(4)), store.take_memory(np.array([6, 9, 10, 11])))
