@@ -48,18 +48,21 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def ask(self, question: str, *, top_k: int | None = None, max_tokens: int | None = None) -> AnswerReply:
+    def ask(
+        self, question: str, *, top_k: int | None = None, max_tokens: int | None = None, where: str | None = None
+    ) -> AnswerReply:
         """Answer a question; what is None takes the server's default.
 
         Raises:
             OverloadedError: The server is full or still loading.
             RequestError: It refuses the question, cannot be reached, or is no clara_dist server.
         """
-        return self._post("/v1/answers", AnswerReply, question=question, top_k=top_k, max_tokens=max_tokens)
+        fields = {"question": question, "top_k": top_k, "max_tokens": max_tokens, "where": where}
+        return self._post("/v1/answers", AnswerReply, **fields)
 
-    def retrieve(self, question: str, *, top_k: int | None = None) -> RetrieveReply:
+    def retrieve(self, question: str, *, top_k: int | None = None, where: str | None = None) -> RetrieveReply:
         """The documents that an answer would rest on; raises as `ask` does."""
-        return self._post("/v1/retrieve", RetrieveReply, question=question, top_k=top_k)
+        return self._post("/v1/retrieve", RetrieveReply, question=question, top_k=top_k, where=where)
 
     def health(self) -> Health:
         """What is served; raises as `ask` does."""

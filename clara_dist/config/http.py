@@ -20,6 +20,8 @@ def question_text(text: str) -> str:
 
 
 Question = Annotated[str, AfterValidator(question_text)]
+# Which documents may be found: an expression on metadata columns, such as ``year >= 2020 and lang = 'en'``.
+Filter = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class RetrieveRequest(BaseModel):
@@ -29,6 +31,7 @@ class RetrieveRequest(BaseModel):
 
     question: Question
     top_k: int | None = Field(None, ge=1)
+    where: Filter | None = None
 
 
 class AnswerRequest(RetrieveRequest):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clara_dist.config.http import LatentWord, Question, RetrieveReply, question_text
+from clara_dist.config.http import Filter, LatentWord, Question, RetrieveReply, question_text
 
 # Fields that change nothing about the answer: who asks, and how OpenAI would bill, route, cache or keep it.
 _WITHOUT_EFFECT = (
@@ -76,6 +76,7 @@ class ClaraOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     top_k: int | None = Field(None, ge=1)
+    where: Filter | None = None
     explain: bool = False
 
 

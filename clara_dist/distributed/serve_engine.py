@@ -19,6 +19,7 @@ from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
 from clara_dist.distributed.serve_retriever import Retrieved, ServedStore
 from clara_dist.errors import ModelError, RequestError
 from clara_dist.inference.engine import Piece
+from clara_dist.store import parse_where
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class _Query:
 
     question: str
     top_k: int
+    where: str | None
     since: float
     with_memory: bool
 
@@ -95,13 +97,18 @@ class Engine:
         """An answer as it comes: what it rests on, its text in pieces, how it ended.
 
         Raises:
-            TokenizationError: The prompt is too long for this model.
-            RequestError: The question is too long, the store is too small, or the answer would not fit.
+            TokenizationError: The question or the prompt is too long for this model.
+            FilterError: ``where`` is no filter of this store's columns.
+            RequestError: The store is too small, the filter leaves nothing, or the answer would not fit.
         """
         since = time.perf_counter()
-        self._require_fit(ask)
+        self._require_good(ask.question, ask.top_k, ask.where)
         prompt = self._model.prompt(ask.question, ask.top_k, ask.sampling.max_tokens)
-        hit: _Hit = await self._find_batched(_Query(ask.question, ask.top_k, since, with_memory=True))
+        hit: _Hit = await self._find_batched(_Query(ask.question, ask.top_k, ask.where, since, with_memory=True))
+        if not hit.sources:
+            raise RequestError("no document is left to answer from", got=f"where {ask.where}")
+        if len(hit.sources) < ask.top_k:  # a filter left fewer
+            prompt = self._model.prompt(ask.question, len(hit.sources), ask.sampling.max_tokens)
         words = await self._model.words(ask.question, hit.query_X, hit.sources[0]) if ask.explain else ()
         yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, self._store.version, words)
         n_tokens, first_s, sent = 0, 0.0, float("-inf")
@@ -137,17 +144,17 @@ class Engine:
             store_version=found.store_version,
         )
 
-    async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
-        """The ``top_k`` best documents for one question.
+    async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
+        """The ``top_k`` best documents for one question, or as many as ``where`` leaves.
 
         Raises:
             TokenizationError: The question is too long.
+            FilterError: ``where`` is no filter of this store's columns.
             RequestError: The store is too small.
         """
         since = time.perf_counter()
-        self._require_documents(top_k)
-        self._model.require_readable(question)
-        hit: _Hit = await self._find_batched(_Query(question, top_k, since, with_memory=False))
+        self._require_good(question, top_k, where)
+        hit: _Hit = await self._find_batched(_Query(question, top_k, where, since, with_memory=False))
         return RetrieveReply(
             sources=list(hit.sources),
             timings=_timings(hit),
@@ -155,11 +162,10 @@ class Engine:
             store_version=self._store.version,
         )
 
-    def _require_fit(self, ask: Ask) -> None:
-        self._model.require_readable(ask.question)
-        self._require_documents(ask.top_k)
-
-    def _require_documents(self, top_k: int) -> None:
+    def _require_good(self, question: str, top_k: int, where: str | None) -> None:
+        self._model.require_readable(question)
+        if where is not None:
+            parse_where(where, self._store.schema)
         if top_k > self._store.n_documents:
             raise RequestError(
                 "top_k exceeds the number of documents", got=top_k, expected=f"at most {self._store.n_documents}"
@@ -169,17 +175,17 @@ class Engine:
         started = time.perf_counter()
         query_BX = await self._model.engine.reason([query.question for query in batch])
         reasoned = time.perf_counter()
-        top_k = [query.top_k for query in batch]
         found: Retrieved = await self._retriever.search.remote(
             query_BX,
-            top_k,
+            [query.top_k for query in batch],
+            [query.where for query in batch],
             fingerprint=self._model.fingerprint.digest,
             with_memory=any(query.with_memory for query in batch),
         )
         ended = time.perf_counter()
-        memories = (
-            [None] * len(batch) if found.memory_TMD is None else np.split(found.memory_TMD, np.cumsum(top_k)[:-1])
-        )
+        memories: list[np.ndarray] | list[None] = [None] * len(batch)
+        if found.memory_TMD is not None:
+            memories = np.split(found.memory_TMD, np.cumsum([len(documents) for documents in found.documents])[:-1])
         return [
             _Hit(
                 query_X=query_BX[i],

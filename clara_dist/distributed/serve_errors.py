@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from clara_dist.config.http import ErrorBody, ErrorReply
-from clara_dist.errors import ClaraError, RequestError, TokenizationError
+from clara_dist.errors import ClaraError, FilterError, RequestError, TokenizationError
 
 logger = logging.getLogger("ray.serve")
 
@@ -79,6 +79,8 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, HTTPException):
         message = {404: "no such path", 405: "this path does not take this method"}.get(error.status_code)
         return ApiError(error.status_code, message or str(error.detail), headers=dict(error.headers or {}))
+    if isinstance(error, FilterError):
+        return ApiError(400, _one_line(error), param="where")
     if isinstance(error, (RequestError, TokenizationError)):
         return ApiError(error.status if isinstance(error, RequestError) else 400, _one_line(error))
     error_id = uuid.uuid4().hex

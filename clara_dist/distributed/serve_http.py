@@ -38,7 +38,7 @@ class Backend(Protocol):
 
     def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]: ...
 
-    async def retrieve(self, question: str, top_k: int) -> RetrieveReply: ...
+    async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply: ...
 
 
 def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
@@ -54,11 +54,13 @@ def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
 
     @api.post("/v1/answers")
     async def answers(request: AnswerRequest) -> AnswerReply:
-        return await backend.answer(bounds.ask(request.question, request.top_k, request.max_tokens))
+        return await backend.answer(
+            bounds.ask(request.question, request.top_k, request.max_tokens, where=request.where)
+        )
 
     @api.post("/v1/retrieve")
     async def retrieve(request: RetrieveRequest) -> RetrieveReply:
-        return await backend.retrieve(bounds.question(request.question), bounds.top_k(request.top_k))
+        return await backend.retrieve(bounds.question(request.question), bounds.top_k(request.top_k), request.where)
 
     @api.get("/healthz")
     async def healthz() -> Health:
@@ -92,12 +94,19 @@ class _Bounds:
         return _require("top_k", value, self._config.limits.max_top_k, "documents")
 
     def ask(
-        self, question: str, top_k: int | None, max_tokens: int | None, *, explain: bool = False, **sampling: Any
+        self,
+        question: str,
+        top_k: int | None,
+        max_tokens: int | None,
+        *,
+        where: str | None,
+        explain: bool = False,
+        **sampling: Any,
     ) -> Ask:
         """What the engine is asked; sampling without a word on it is greedy."""
         max_tokens = self._config.max_tokens if max_tokens is None else max_tokens
         _require("max_tokens", max_tokens, self._config.limits.max_tokens, "tokens")
-        return Ask(self.question(question), self.top_k(top_k), Sampling(max_tokens, **sampling), explain)
+        return Ask(self.question(question), self.top_k(top_k), Sampling(max_tokens, **sampling), where, explain)
 
 
 def _require(name: str, value: int, limit: int, unit: str) -> int:

@@ -76,8 +76,8 @@ class Ingress:
             if not ended:
                 response.cancel()
 
-    async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
-        reply: RetrieveReply = await self._call("retrieve", question, top_k)
+    async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
+        reply: RetrieveReply = await self._call("retrieve", question, top_k, where)
         return reply
 
     async def _describe(self) -> Health:

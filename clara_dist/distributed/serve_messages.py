@@ -10,11 +10,18 @@ from clara_dist.inference.engine import FinishReason, Piece, Sampling
 
 @dataclass(frozen=True)
 class Ask:
-    """A question that is within the server's limits; ``explain`` asks for `Found.words`."""
+    """A question that is within the server's limits.
+
+    Attributes:
+        top_k: Documents that the answer rests on; fewer where ``where`` leaves fewer.
+        where: Which documents may be found (`clara_dist.store.parse_where`); None: all.
+        explain: Ask for `Found.words`.
+    """
 
     question: str
     top_k: int
     sampling: Sampling
+    where: str | None = None
     explain: bool = False
 
 

@@ -33,7 +33,16 @@ class Answers(Protocol):
 class Limits(Protocol):
     """Fills in the server's defaults, and refuses what is above its limits."""
 
-    def ask(self, question: str, top_k: int | None, max_tokens: int | None, **sampling: Any) -> Ask: ...
+    def ask(
+        self,
+        question: str,
+        top_k: int | None,
+        max_tokens: int | None,
+        *,
+        where: str | None,
+        explain: bool = False,
+        **sampling: Any,
+    ) -> Ask: ...
 
 
 def openai_routes(config: ServeConfig, answers: Answers, limits: Limits) -> APIRouter:
@@ -56,6 +65,7 @@ def openai_routes(config: ServeConfig, answers: Answers, limits: Limits) -> APIR
             top_p=1.0 if request.top_p is None else request.top_p,
             seed=request.seed,
             stop=request.stop_texts,
+            where=request.clara.where,
             explain=request.clara.explain,
         )
 

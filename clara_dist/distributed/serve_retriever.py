@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,10 @@ from clara_dist.config.serve import ServeConfig
 from clara_dist.errors import FingerprintMismatchError
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore, StoredDocument
+from clara_dist.store.schema import StoreSchema
+
+if TYPE_CHECKING:
+    from clara_dist.retrieval.search import ExactSearcher
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,12 @@ class ServedStore:
     fingerprint: Fingerprint
     version: int
     n_documents: int
+    schema: StoreSchema
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The best documents of B questions; question b has ``top_k[b]`` of them, and T = sum(top_k).
+    """The best documents of B questions, T in all: ``top_k[b]`` of question b, or as many as its filter leaves.
 
     Attributes:
         documents: Per question, best first.
@@ -57,17 +63,27 @@ class Retriever:
             fingerprint=self._store.fingerprint,
             version=self._store.version,
             n_documents=self._store.n_documents,
+            schema=self._store.manifest.schema,
         )
 
     def describe(self) -> ServedStore:
         return self._served
 
-    def search(self, query_BX: np.ndarray, top_k: Sequence[int], *, fingerprint: str, with_memory: bool) -> Retrieved:
-        """The ``top_k[b]`` best documents of each query, in one scan of the store.
+    def search(
+        self,
+        query_BX: np.ndarray,
+        top_k: Sequence[int],
+        where: Sequence[str | None],
+        *,
+        fingerprint: str,
+        with_memory: bool,
+    ) -> Retrieved:
+        """The ``top_k[b]`` best documents of each query that pass its filter, in one scan for each distinct filter.
 
         Args:
             query_BX: float32 query vectors.
             top_k: Documents per query, each at most the store's number of documents.
+            where: Per query, which documents it may find; None: all.
             fingerprint: Digest of the fingerprint that the queries' model expects.
             with_memory: Whether to return the memories.
 
@@ -82,12 +98,27 @@ class Retriever:
                 expected=fingerprint,
                 hint="deploy engine and retriever together",
             )
-        # A row's top k is a prefix of its top max(k): one search serves them all.
-        found = self._searcher.search(query_BX, max(top_k))
-        rows_T = np.concatenate([rows_K[:k] for rows_K, k in zip(found.rows_BK.numpy(), top_k, strict=True)])
+        rows: list[np.ndarray] = [np.empty(0, np.int64)] * len(top_k)
+        scores: list[list[float]] = [[]] * len(top_k)
+        for each in dict.fromkeys(where):
+            members = [b for b, other in enumerate(where) if other == each]
+            searcher = self._searcher if each is None else self._filtered(each)
+            # A query's top k is a prefix of its top max(k): one search serves them all.
+            most = min(max(top_k[b] for b in members), searcher.n_rows)
+            if not most:
+                continue
+            found = searcher.search(query_BX[members], most)
+            for b, rows_K, scores_K in zip(members, found.rows_BK.numpy(), found.scores_BK.tolist(), strict=True):
+                rows[b], scores[b] = rows_K[: top_k[b]], scores_K[: top_k[b]]
+        rows_T = np.concatenate(rows)
         documents = iter(self._store.documents(rows_T))
         return Retrieved(
-            documents=[[next(documents) for _ in range(k)] for k in top_k],
-            scores=[scores_K[:k].tolist() for scores_K, k in zip(found.scores_BK, top_k, strict=True)],
+            documents=[[next(documents) for _ in rows_K] for rows_K in rows],
+            scores=scores,
             memory_TMD=self._store.take_memory(rows_T) if with_memory else None,
         )
+
+    def _filtered(self, where: str) -> ExactSearcher:
+        from clara_dist.retrieval.search import ExactSearcher
+
+        return ExactSearcher(self._store, self._store.rows_where(where))

@@ -16,7 +16,7 @@ from clara_dist.distributed.serve_errors import not_ready, overloaded
 from clara_dist.distributed.serve_guard import ApiKeys, RequestGuard
 from clara_dist.distributed.serve_http import build_api
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask
-from clara_dist.errors import ConfigError, StoreError, TokenizationError
+from clara_dist.errors import ConfigError, FilterError, StoreError, TokenizationError
 from clara_dist.inference.engine import Sampling
 
 LIMITS = LimitsConfig(max_question_chars=50, max_top_k=7, max_tokens=9, max_body_bytes=300)
@@ -40,7 +40,7 @@ class FakeEngine:
             raise self.error
         assert ask.sampling == Sampling(ask.sampling.max_tokens), "greedy"
         return AnswerReply(
-            answer=f"{ask.question}|{ask.top_k}|{ask.sampling.max_tokens}",
+            answer=f"{ask.question}|{ask.top_k}|{ask.sampling.max_tokens}" + (f"|{ask.where}" if ask.where else ""),
             finish_reason="stop",
             sources=[],
             timings=TIMINGS,
@@ -52,7 +52,7 @@ class FakeEngine:
     def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
         raise AssertionError(f"{ask}: not asked for here")
 
-    async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
+    async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
         raise AssertionError(f"{question} {top_k}: not asked for here")
 
 
@@ -91,6 +91,7 @@ def test_defaults_are_filled_in_and_given_values_passed_on() -> None:
     assert asker()(json={"question": "who?"}).json()["answer"] == "who?|3|5"
     assert asker()(json={"question": "who?", "top_k": 7, "max_tokens": 9}).json()["answer"] == "who?|7|9"
     assert asker()(json={"question": "q", "top_k": None}).json()["answer"] == "q|3|5"
+    assert asker()(json={"question": "q", "where": "a = 1"}).json()["answer"] == "q|3|5|a = 1"
 
 
 def test_reply_has_all_parts() -> None:
@@ -119,6 +120,8 @@ def test_reply_has_all_parts() -> None:
         ({"question": "x", "max_tokens": -1}, "max_tokens"),
         ({"question": "x", "max_tokens": 10}, "max_tokens"),
         ({"question": "x", "topk": 3}, "topk"),
+        ({"question": "x", "where": ""}, "where"),
+        ({"question": "x", "where": {"a": 1}}, "where"),
         ([], None),
         ("question", None),
     ],
@@ -285,13 +288,14 @@ def test_a_public_server_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
         (overloaded(), 429, "overloaded", "1"),
         (not_ready(), 503, "not_ready", "2"),
         (TokenizationError("the prompt is too long", got="9 tokens"), 400, "invalid_request", None),
+        (FilterError("the store has no column 'b'"), 400, "invalid_request", None),
         (StoreError("secret path /srv/x"), 500, "internal_error", None),
         (ZeroDivisionError("secret"), 500, "internal_error", None),
     ],
 )
 def test_errors_of_the_engine(error: Exception, status: int, code: str, retry: str | None) -> None:
     response = asker(FakeEngine(error))(json={"question": "x"})
-    assert error_of(response) == (status, None, code)
+    assert error_of(response) == (status, "where" if isinstance(error, FilterError) else None, code)
     assert response.headers.get("retry-after") == retry
     assert "secret" not in response.text
 

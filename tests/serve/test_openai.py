@@ -40,7 +40,7 @@ class FakeEngine:
     async def health(self) -> Health:
         return Health(model_version="abc", store_version=2, n_documents=4)
 
-    async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
+    async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
         raise AssertionError("not asked for here")
 
     async def answer(self, ask: Ask) -> AnswerReply:
@@ -161,8 +161,9 @@ def test_completions_with_and_without_a_stream() -> None:
 def test_sampling_and_options_are_passed_on() -> None:
     engine = FakeEngine()
     options = {"temperature": 0.7, "top_p": 0.9, "seed": 5, "stop": ["\n", "."], "max_completion_tokens": 4}
-    chat(engine, **options, extra_body={"clara": {"top_k": 7}}, user="somebody", n=1, frequency_penalty=0)
-    assert engine.asked == [Ask("When?", 7, Sampling(4, 0.7, 0.9, 5, ("\n", ".")))]
+    clara = {"top_k": 7, "where": "year = 1871"}
+    chat(engine, **options, extra_body={"clara": clara}, user="somebody", n=1, frequency_penalty=0)
+    assert engine.asked == [Ask("When?", 7, Sampling(4, 0.7, 0.9, 5, ("\n", ".")), "year = 1871")]
 
 
 def test_only_the_last_message_is_read_and_the_reply_says_so() -> None:

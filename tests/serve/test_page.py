@@ -55,7 +55,7 @@ class Engine:
     async def answer(self, ask: Ask) -> AnswerReply:
         raise AssertionError("the page streams")
 
-    async def retrieve(self, question: str, top_k: int) -> RetrieveReply:
+    async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
         raise AssertionError("not asked for here")
 
     async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:

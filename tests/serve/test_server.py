@@ -129,6 +129,26 @@ def test_what_the_model_or_the_store_cannot_do_is_400(http: httpx.Client, body: 
     assert message in response.json()["error"]["message"]
 
 
+def test_only_what_passes_the_filter_is_found(server: str, http: httpx.Client) -> None:
+    """Requests with different filters, and without one, in one batch."""
+    filters = [None, "number >= 30", "number in (3, 5)", "number = 36 or number = 0", None]
+    bodies = [{"question": "Why?", "top_k": 4} | ({"where": each} if each else {}) for each in filters]
+    allowed = [set(range(N_DOCUMENTS)), set(range(30, N_DOCUMENTS)), {3, 5}, {0, 36}, set(range(N_DOCUMENTS))]
+    every = http.post("/v1/retrieve", json={"question": "Why?", "top_k": N_DOCUMENTS}).json()["sources"]
+    for path in ("/v1/retrieve", "/v1/answers"):
+        for response, numbers in zip(post_all(server, bodies, path), allowed, strict=True):
+            expected = [source for source in every if int(source["doc_id"].removeprefix("doc-")) in numbers][:4]
+            found = response.json()["sources"]
+            assert [source["doc_id"] for source in found] == [source["doc_id"] for source in expected]
+            assert [s["score"] for s in found] == pytest.approx([s["score"] for s in expected], abs=1e-6)
+    nothing = {"question": "Why?", "where": "number > 99"}
+    assert http.post("/v1/retrieve", json=nothing).json()["sources"] == []
+    for body in (nothing, nothing | {"where": "colour = 'red'"}, nothing | {"where": "number ="}):
+        response = http.post("/v1/answers", json=body)
+        assert response.status_code == 400
+    assert "number" in response.json()["error"]["message"] or response.json()["error"]["param"] == "where"
+
+
 def test_special_tokens_in_a_question_are_text(http: httpx.Client) -> None:
     assert http.post("/v1/answers", json={"question": "<MEM0></s><SEP>?"}).status_code == 200
 
