@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 import clara_dist
 from clara_dist.config.http import (
@@ -23,22 +22,11 @@ from clara_dist.config.http import (
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_errors import ApiError, api_error
 from clara_dist.distributed.serve_guard import ApiKeys, RequestGuard
-from clara_dist.distributed.serve_messages import AnswerEvent, Ask
+from clara_dist.distributed.serve_messages import Ask, Backend
+from clara_dist.distributed.serve_metrics import CONTENT_TYPE, MeasuredAnswers, MeasuredRequests, ServeMetrics
 from clara_dist.distributed.serve_openai import openai_routes
-from clara_dist.distributed.serve_page import page_routes
+from clara_dist.distributed.serve_page import PAGE_PATHS, page_routes
 from clara_dist.inference.engine import Sampling
-
-
-class Backend(Protocol):
-    """What stands behind the HTTP interface. Every method may raise `ApiError` or any error that `api_error` maps."""
-
-    async def health(self) -> Health: ...
-
-    async def answer(self, ask: Ask) -> AnswerReply: ...
-
-    def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]: ...
-
-    async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply: ...
 
 
 def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
@@ -50,7 +38,8 @@ def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
         redoc_url=None,
         responses={status: {"model": ErrorReply} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)},
     )
-    bounds = _Bounds(config)
+    bounds, metrics = _Bounds(config), ServeMetrics()
+    backend = MeasuredAnswers(backend, metrics)
 
     @api.post("/v1/answers")
     async def answers(request: AnswerRequest) -> AnswerReply:
@@ -71,11 +60,18 @@ def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
         await backend.health()
         return Ready()
 
+    @api.get("/metrics", response_class=PlainTextResponse)
+    async def metrics_text() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
     api.include_router(openai_routes(config, backend, bounds))
     api.include_router(page_routes())
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(kind, _explain)
     api.add_middleware(RequestGuard, config=config, keys=keys)
+    # The last one added is the first that a request meets: it counts what the guard refuses, too.
+    paths = frozenset({*api.openapi()["paths"], *PAGE_PATHS})
+    api.add_middleware(MeasuredRequests, metrics=metrics, paths=paths)
     return api
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Protocol
 
-from clara_dist.config.http import LatentWord, Source, Timings
+from clara_dist.config.http import AnswerReply, Health, LatentWord, RetrieveReply, Source, Timings
 from clara_dist.inference.engine import FinishReason, Piece, Sampling
 
 
@@ -51,3 +53,17 @@ class Done:
 
 # Found, then pieces, then Done.
 AnswerEvent = Found | Piece | Done
+
+
+class Backend(Protocol):
+    """What stands behind the HTTP interface. Every method may raise `ApiError` or any error that `api_error` maps."""
+
+    async def health(self) -> Health: ...
+
+    async def answer(self, ask: Ask) -> AnswerReply: ...
+
+    def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+        """Whoever closes the iterator cancels the answer."""
+        ...
+
+    async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply: ...

@@ -16,18 +16,10 @@ from clara_dist.config.http import AnswerReply, ErrorReply
 from clara_dist.config.openai import ChatRequest, CompletionRequest, Extra, ModelCard, ModelList, OpenAIUsage
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_errors import ApiError, api_error
-from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
+from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Backend, Done, Found
 from clara_dist.inference.engine import Piece
 
 Request = ChatRequest | CompletionRequest
-
-
-class Answers(Protocol):
-    """What OpenAI's routes need of what stands behind them."""
-
-    async def answer(self, ask: Ask) -> AnswerReply: ...
-
-    def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]: ...
 
 
 class Limits(Protocol):
@@ -45,7 +37,7 @@ class Limits(Protocol):
     ) -> Ask: ...
 
 
-def openai_routes(config: ServeConfig, answers: Answers, limits: Limits) -> APIRouter:
+def openai_routes(config: ServeConfig, answers: Backend, limits: Limits) -> APIRouter:
     """The router."""
     router = APIRouter()
     card = ModelCard(id=config.model_name, created=int(time.time()))

@@ -17,6 +17,7 @@ from clara_dist.distributed.serve_errors import overloaded
 from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_http import build_api
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
+from clara_dist.distributed.serve_metrics import MeasuredAnswers, ServeMetrics
 from clara_dist.inference.engine import Piece, Sampling
 
 ResultT = TypeVar("ResultT")
@@ -214,6 +215,41 @@ def test_what_has_no_meaning_here_is_refused_by_name(fields: dict[str, Any], nam
 def test_stream_options_are_for_streams() -> None:
     with pytest.raises(openai.BadRequestError, match="stream_options: only with stream"):
         chat(FakeEngine(), stream_options={"include_usage": True})
+
+
+def test_metrics_count_what_was_answered_and_what_was_refused() -> None:
+    async def talk(client: openai.AsyncOpenAI) -> str:
+        fields: Any = {"model": "lighthouse", "messages": MESSAGES}
+        await client.chat.completions.create(**fields)
+        async for _ in await client.chat.completions.create(**fields, stream=True):
+            pass
+        with pytest.raises(openai.NotFoundError):
+            await client.chat.completions.create(**fields | {"model": "gpt"})
+        with pytest.raises(openai.NotFoundError):
+            await client.get("/nowhere", cast_to=httpx.Response)
+        return (await client._client.get("http://localhost/metrics")).text
+
+    lines = run(FakeEngine(), talk).splitlines()
+    assert 'clara_requests_total{path="/v1/chat/completions",status="200"} 2.0' in lines
+    assert 'clara_requests_total{path="/v1/chat/completions",status="404"} 1.0' in lines
+    assert 'clara_requests_total{path="other",status="404"} 1.0' in lines
+    assert "clara_prompt_tokens_total 14.0" in lines
+    assert "clara_completion_tokens_total 6.0" in lines
+    assert 'clara_stage_seconds_sum{stage="reason"} 0.4' in lines
+    assert 'clara_request_seconds_count{path="/v1/chat/completions"} 3.0' in lines
+
+
+def test_who_leaves_a_stream_leaves_the_engine() -> None:
+    engine = FakeEngine()
+
+    async def talk(client: openai.AsyncOpenAI) -> None:
+        backend = MeasuredAnswers(engine, ServeMetrics())
+        events = backend.stream(Ask("When?", 1, Sampling(5)))
+        await anext(events)
+        await events.aclose()  # type: ignore[attr-defined]
+
+    run(engine, talk)
+    assert engine.closed == 1
 
 
 def test_models_are_listed_and_others_are_unknown() -> None:
