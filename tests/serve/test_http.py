@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,9 +17,10 @@ from clara_dist.config.serve import LimitsConfig, ServeConfig
 from clara_dist.distributed.serve_errors import not_ready, overloaded
 from clara_dist.distributed.serve_guard import ApiKeys, RequestGuard
 from clara_dist.distributed.serve_http import build_api
-from clara_dist.distributed.serve_messages import AnswerEvent, Ask
+from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
 from clara_dist.errors import ConfigError, FilterError, StoreError, TokenizationError
-from clara_dist.inference.engine import Sampling
+from clara_dist.inference.engine import Piece, Sampling
+from fuzzed_requests import fuzzed_requests
 
 LIMITS = LimitsConfig(max_question_chars=50, max_top_k=7, max_tokens=9, max_body_bytes=300)
 CONFIG = ServeConfig(model="m", store="s", top_k=3, max_tokens=5, limits=LIMITS)
@@ -49,8 +52,9 @@ class FakeEngine:
             usage=Usage(prompt_tokens=1, completion_tokens=2),
         )
 
-    def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+    async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
         raise AssertionError(f"{ask}: not asked for here")
+        yield
 
     async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
         raise AssertionError(f"{question} {top_k}: not asked for here")
@@ -303,3 +307,35 @@ def test_errors_of_the_engine(error: Exception, status: int, code: str, retry: s
 def test_a_limit_below_the_default_is_a_bad_configuration() -> None:
     with pytest.raises(ValueError, match="top_k 5 exceeds its limit 2"):
         ServeConfig(model="m", store="s", limits=LimitsConfig(max_top_k=2))
+
+
+def test_no_body_is_an_error_of_the_server() -> None:
+    """1,500 made-up bodies: each is answered or refused, by an error in OpenAI's shape."""
+    statuses: Counter[int] = Counter()
+
+    class Answers(FakeEngine):
+        async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
+            return RetrieveReply(sources=[], timings=TIMINGS, model_version="abc", store_version=2)
+
+        async def answer(self, ask: Ask) -> AnswerReply:
+            return await super().answer(dataclasses.replace(ask, sampling=Sampling(ask.sampling.max_tokens)))
+
+        async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+            yield Found((), TIMINGS, 1, "abc", 2)
+            yield Piece("x", 1, "stop")
+            yield Done("stop", 1, TIMINGS)
+
+    async def send() -> None:
+        limits = LIMITS.model_copy(update={"max_body_bytes": 65_536})
+        api = build_api(CONFIG.model_copy(update={"limits": limits}), Answers(), ApiKeys(""))
+        transport = httpx.ASGITransport(api, client=("127.0.0.1", 1), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            for path, body in fuzzed_requests(1500, seed=1):
+                response = await http.post(path, content=body, headers={"Content-Type": "application/json"})
+                statuses[response.status_code] += 1
+                assert response.status_code < 500, (path, body)
+                if response.status_code != 200:
+                    error_of(response)
+
+    asyncio.run(send())
+    assert min(statuses[200], statuses[400]) > 100, statuses
