@@ -223,7 +223,7 @@ class ExactSearcher:
         for low in range(0, len(rows_F), chunk):
             memory = torch.from_numpy(self.store.take_memory(rows_F[low : low + chunk]))
             wide_CX = memory.to(self.device).flatten(1).double()
-            norms_C1 = wide_CX.square().sum(1, keepdim=True).sqrt()
+            norms_C1 = torch.linalg.vector_norm(wide_CX, dim=1, keepdim=True)
             scores_FB[low : low + chunk] = wide_CX @ query_BX.T / torch.where(norms_C1 == 0, 1, norms_C1)
         return scores_FB.T
 
