@@ -18,7 +18,8 @@ def export_generator(clara: ClaraModel, path: Path) -> None:
     """Write base and generator, one set of weights, as transformers keeps a causal LM: config and safetensors.
 
     Its vocabulary is that of `ClaraModel.logits`: rows that the base has beyond its tokenizer's ids are left out, the
-    added tokens' are in it if the model has head rows for them. No tokenizer is written: prompts are `ClaraModel.splice`.
+    added tokens' are in it if the model has head rows for them. No tokenizer is written: prompts are what
+    `ClaraModel.splice` makes.
 
     Args:
         clara: A model whose generator is part of the base's weights: `ClaraModel.fuse_for_serving`.
