@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from clara_dist.bench.machine import describe_machine
@@ -96,6 +97,7 @@ class _Bench:
         expected_BK = self._expected()
         times: dict[tuple[str, int], list[tuple[float, float]]] = {}
         recalls: dict[tuple[str, int], float] = {}
+        others = _Others()
         with ThreadPoolExecutor(self.settings.threads) as pool:
             for repeat in range(self.settings.repeats + 1):
                 runs: list[tuple[str, int, Callable[[], Any]]] = [(_READ, 1, lambda: read_all(self.mapped, pool))]
@@ -108,6 +110,7 @@ class _Bench:
                         times.setdefault((name, batch), []).append(seconds)
                     elif name != _READ:
                         recalls[name, batch] = _recall(found, expected_BK[:batch])
+        share_of_others = others.share()
         read = _figures(times.pop((_READ, 1)), n_bytes)
         searches = []
         for (name, batch), spent in times.items():
@@ -116,7 +119,12 @@ class _Bench:
             searches.append(
                 {"name": name, "queries": batch, "recall": recalls[name, batch], **figures, "of_read_bandwidth": share}
             )
-        return {"store_bytes": n_bytes, "read": read, "searches": searches}
+        return {
+            "store_bytes": n_bytes,
+            "cpu_share_of_others": share_of_others,
+            "read": read,
+            "searches": searches,
+        }
 
     def _contestants(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         """Each finds rows_BK for query_BX."""
@@ -142,6 +150,23 @@ class _Bench:
                 wide = memory[low : low + 1024].astype(np.float64)
                 scores.append((wide @ query_XB) / np.linalg.norm(wide, axis=1, keepdims=True))
         return np.argsort(-np.concatenate(scores), axis=0, kind="stable")[: self.settings.top_k].T
+
+
+class _Others:
+    """How much of the machine other processes take meanwhile: above a few percent, the figures are theirs as well."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float:
+        busy, own, all_ = (end - start for end, start in zip(self._now(), self._start, strict=True))
+        return max(0.0, busy - own) / all_
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return sum(times) - idle, time.process_time(), sum(times)
 
 
 def read_all(arrays: Sequence[np.ndarray], pool: ThreadPoolExecutor) -> int:
@@ -185,7 +210,8 @@ def _recall(found_BK: np.ndarray, expected_BK: np.ndarray) -> float:
 def _summary(results: dict[str, Any]) -> str:
     read = results["read"]
     lines = [
-        f"{results['store_bytes'] / 1e9:.2f} GB of fp16; memory reads at {read['best_gb_per_s']:.1f} GB/s at best, "
+        f"{results['store_bytes'] / 1e9:.2f} GB of fp16; others used {results['cpu_share_of_others']:.0%} of the machine",
+        f"memory reads at {read['best_gb_per_s']:.1f} GB/s at best, "
         f"{read['median_gb_per_s']:.1f} in the median, {read['median_gb_per_cpu_s']:.1f} per CPU second",
         "search              queries recall  best ms  median ms   GB/s  of read speed: best  median  per CPU second",
     ]

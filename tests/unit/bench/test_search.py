@@ -22,6 +22,7 @@ def test_all_contestants_find_the_same_rows(tmp_path: Path) -> None:
     text = run_bench(TINY, tmp_path / "out" / "search.json")
     figures = json.loads((tmp_path / "out" / "search.json").read_text())
     assert figures["store_bytes"] == 300 * 64 * 2
+    assert 0 <= figures["cpu_share_of_others"] <= 1
     recalls = {(row["name"], row["queries"]): row["recall"] for row in figures["searches"]}
     names = {"clara_dist", "NumPy, fp32", "FAISS flat, fp32", "FAISS flat, fp16", "usearch exact, fp16"}
     assert set(recalls) == {(name, batch) for name in names for batch in (1, 20)}
