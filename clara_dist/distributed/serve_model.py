@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 
-from clara_dist.config.serve import ServeConfig
+from clara_dist.config.serve import EngineKind, ServeConfig
 from clara_dist.distributed.models import load_model
 from clara_dist.errors import RequestError
 from clara_dist.inference.transformers_engine import TransformersEngine
+from clara_dist.inference.vllm_engine import VllmEngine
 from clara_dist.model.identity import hash_tensors
 from clara_dist.store.fingerprint import Fingerprint
+
+_ENGINES: dict[EngineKind, type[TransformersEngine] | type[VllmEngine]] = {
+    "transformers": TransformersEngine,
+    "vllm": VllmEngine,
+}
 
 
 class ServedModel:
@@ -38,7 +44,7 @@ class ServedModel:
         clara.fuse_for_serving()
         self._tokenizer = clara.tokenizer
         self._context_tokens: int | None = getattr(clara.base.config, "max_position_embeddings", None)
-        self.engine = TransformersEngine(
+        self.engine = _ENGINES[config.engine](
             clara,
             max_rows=config.batch_size,
             max_batch_tokens=config.batch_tokens,
