@@ -174,3 +174,38 @@ def bench_serve(
     settings = ServeBench(shape=shape, n_requests=requests, max_tokens=max_tokens, top_k=top_k, threads=threads)
     print(run_bench(settings, output))
     print(f"figures: {output}")
+
+
+@bench_app.command("search")
+def bench_search(
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-search.json"),
+    rows: Annotated[int, typer.Option(min=1, help="Memories of the store that is made up for it.")] = 65_536,
+    size: Annotated[int, typer.Option(min=4, help="Values of a memory: memory tokens times hidden size.")] = 8192,
+    top_k: Annotated[int, typer.Option(min=1, help="Documents of each query.")] = 20,
+    queries: Annotated[list[int] | None, typer.Option(help="Searched at once; repeat it. Default: 1, 8, 32.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: one for each processor.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Of everything, in turns.")] = 11,
+) -> None:
+    """Exact search beside NumPy, FAISS and usearch, and the speed at which this machine reads memory.
+
+    A GiB of half precision takes 8 GiB of memory and 2 minutes. NumPy's threads are set by OMP_NUM_THREADS.
+
+    \b
+    Examples:
+      clara-dist bench search
+      clara-dist bench search --size 65536 --rows 8192 --queries 1
+    """
+    import os
+
+    from clara_dist.bench.search import SearchBenchSettings, run_bench
+
+    settings = SearchBenchSettings(
+        rows=rows,
+        size=size,
+        top_k=top_k,
+        batch_sizes=tuple(queries or [1, 8, 32]),
+        threads=threads or os.cpu_count() or 1,
+        repeats=repeats,
+    )
+    print(run_bench(settings, output))
+    print(f"figures: {output}")

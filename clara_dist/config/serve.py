@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from clara_dist.config.base import Config
 from clara_dist.config.model import Attention, Dtype, Quantization
 
+EngineKind = Literal["transformers", "vllm"]
+
 
 class LimitsConfig(Config):
     """Bounds on everything that a client can send or make the server wait for.
@@ -48,6 +50,7 @@ class ServeConfig(Config):
         top_k: Documents per answer where the request does not say.
         max_tokens: Longest answer where the request does not say.
         model_name: What OpenAI's clients call the model.
+        engine: What decodes answers; ``vllm`` must be installed on the replicas, and holds a second copy of the base.
         batch_size: Most answers that are decoded together, and most questions that are retrieved together.
         batch_tokens: Upper bound of answers * (longest prompt + its max_tokens), which bounds the memory of keys and
             values; an answer that is longer by itself is decoded alone.
@@ -74,6 +77,7 @@ class ServeConfig(Config):
     max_tokens: int = Field(64, ge=1)
     limits: LimitsConfig = LimitsConfig()
     model_name: str = Field("clara", min_length=1, max_length=200)
+    engine: EngineKind = "transformers"
     batch_size: int = Field(16, ge=1)
     batch_tokens: int = Field(65_536, ge=1)
     batch_wait_s: float = Field(0.002, ge=0)
@@ -95,6 +99,12 @@ class ServeConfig(Config):
         for name, limit in (("top_k", self.limits.max_top_k), ("max_tokens", self.limits.max_tokens)):
             if getattr(self, name) > limit:
                 raise ValueError(f"{name} {getattr(self, name)} exceeds its limit {limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _generator_can_be_merged(self) -> ServeConfig:
+        if self.engine == "vllm" and self.quantization is not None:
+            raise ValueError("engine vllm serves a merged generator, and a quantised base cannot be merged with")
         return self
 
     @property

@@ -8,17 +8,22 @@ import numpy as np
 import torch
 
 from clara_dist.config.http import LatentWord, Source
-from clara_dist.config.serve import ServeConfig
+from clara_dist.config.serve import EngineKind, ServeConfig
 from clara_dist.distributed.models import load_model
 from clara_dist.errors import RequestError
 from clara_dist.inference.answering import Source as StoredSource
 from clara_dist.inference.explain import Explanation, Word, explain
 from clara_dist.inference.transformers_engine import TransformersEngine
+from clara_dist.inference.vllm_engine import VllmEngine
 from clara_dist.model.identity import hash_tensors
 from clara_dist.store.fingerprint import Fingerprint
 
 # Of each vector: as many as a line of the page takes.
 _WORDS = 8
+_ENGINES: dict[EngineKind, type[TransformersEngine] | type[VllmEngine]] = {
+    "transformers": TransformersEngine,
+    "vllm": VllmEngine,
+}
 
 
 class ServedModel:
@@ -48,7 +53,7 @@ class ServedModel:
         self._clara = clara
         self._tokenizer = clara.tokenizer
         self._context_tokens: int | None = getattr(clara.base.config, "max_position_embeddings", None)
-        self.engine = TransformersEngine(
+        self.engine = _ENGINES[config.engine](
             clara,
             max_rows=config.batch_size,
             max_batch_tokens=config.batch_tokens,

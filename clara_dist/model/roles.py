@@ -51,6 +51,11 @@ class RoleSwitch:
     def active(self) -> Role | None:
         return self._active
 
+    @property
+    def merged(self) -> Role | None:
+        """The role that is part of the base weights."""
+        return self._in_base
+
     @contextmanager
     def use(self, role: Role | None) -> Iterator[None]:
         """Run the body's forward passes as ``role`` (None: leave the choice as it is).

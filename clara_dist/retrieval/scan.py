@@ -14,6 +14,7 @@ import numkong
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 # Long enough that handing a chunk to a thread costs nothing (1 ms), short enough that the threads end together.
 _CPU_CHUNK_BYTES = 16 << 20
@@ -40,14 +41,14 @@ class Products(Protocol):
     chunk_bytes: int
     rounding: float
 
-    def __call__(self, memory_CX: Tensor) -> Tensor:
+    def __call__(self, memory_CX: np.ndarray) -> np.ndarray:
         """Inner products.
 
         Args:
-            memory_CX: float16 on the CPU.
+            memory_CX: float16, perhaps read-only.
 
         Returns:
-            products_CB, float32 on the CPU, accumulated in float32.
+            products_CB, float32, accumulated in float32.
         """
 
 
@@ -73,15 +74,14 @@ class PackedProducts:
             numkong.dots_pack(half_BX[low : low + _PACK], dtype="float16") for low in range(0, len(half_BX), _PACK)
         ]
 
-    def __call__(self, memory_CX: Tensor) -> Tensor:
-        memory = memory_CX.numpy()
-        products_CB = np.empty((len(memory), len(self._scale_B)), np.float32)
-        piece = len(memory) if len(self._packs) == 1 else max(1, _CACHED_BYTES // memory[0].nbytes)
-        for low in range(0, len(memory), piece):
+    def __call__(self, memory_CX: np.ndarray) -> np.ndarray:
+        products_CB = np.empty((len(memory_CX), len(self._scale_B)), np.float32)
+        piece = len(memory_CX) if len(self._packs) == 1 else max(1, _CACHED_BYTES // memory_CX[0].nbytes)
+        for low in range(0, len(memory_CX), piece):
             for i, pack in enumerate(self._packs):  # numkong lets go of the interpreter's lock
-                found = numkong.dots_packed(memory[low : low + piece], pack)
+                found = numkong.dots_packed(memory_CX[low : low + piece], pack)
                 products_CB[low : low + piece, i * _PACK : (i + 1) * _PACK] = found
-        return torch.from_numpy(products_CB / self._scale_B)
+        return products_CB / self._scale_B
 
 
 class WideProducts:
@@ -93,5 +93,7 @@ class WideProducts:
     def __init__(self, query_BX: Tensor) -> None:
         self._query_XB = query_BX.float().T
 
-    def __call__(self, memory_CX: Tensor) -> Tensor:
-        return torch.mm(memory_CX.to(self._query_XB.device).float(), self._query_XB).cpu()
+    def __call__(self, memory_CX: np.ndarray) -> np.ndarray:
+        # DLPack, because torch.from_numpy warns about arrays that are read-only.
+        memory = from_dlpack(memory_CX).to(self._query_XB.device)
+        return torch.mm(memory.float(), self._query_XB).cpu().numpy()

@@ -17,7 +17,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from clara_dist.errors import CorruptStoreError, RetrievalError
 from clara_dist.retrieval.scan import Products, products_with
@@ -131,26 +130,26 @@ class ExactSearcher:
             while True:
                 rows_F, scores_BF = self._sieve(products, len(query_BX), k, margin)
                 exact_BF = self._exact(query_BX, rows_F)
-                error = (scores_BF - exact_BF).abs().max().item()
+                error = float(np.abs(scores_BF - exact_BF.numpy()).max())
                 if 2 * error <= margin:
                     rows_BF = torch.from_numpy(rows_F).expand(len(query_BX), -1)
                     return merge_top_k([SearchResult(rows_BF, exact_BF)], k)
                 # The program lets torch multiply in TF32 or bfloat16: the scan is coarser than fp32, so keep more rows.
                 margin = 4 * error
 
-    def _sieve(self, products: Products, n_queries: int, k: int, margin: float) -> tuple[np.ndarray, Tensor]:
+    def _sieve(self, products: Products, n_queries: int, k: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows whose scores are within the margin of the k-th best of any query, and these scores_BF."""
-        rows_F, scores_BF = np.empty(0, np.int64), torch.empty((n_queries, 0))
-        least_B1 = torch.full((n_queries, 1), -torch.inf)
+        rows_F, scores_BF = np.empty(0, np.int64), np.empty((n_queries, 0), np.float32)
+        least_B1 = np.full((n_queries, 1), -np.inf, np.float32)
         for rows_C, scores_BC in self._scan(products, n_queries):
-            near_C = (scores_BC >= least_B1).any(dim=0)
+            near_C = (scores_BC >= least_B1).any(axis=0)
             if near_C.any():
-                rows_F = np.concatenate([rows_F, rows_C[near_C.numpy()]])
-                scores_BF = torch.cat([scores_BF, scores_BC[:, near_C]], dim=1)
+                rows_F = np.concatenate([rows_F, rows_C[near_C]])
+                scores_BF = np.concatenate([scores_BF, scores_BC[:, near_C]], axis=1)
                 if len(rows_F) >= k:
-                    least_B1 = scores_BF.topk(k).values[:, -1:] - margin
-                    near_F = (scores_BF >= least_B1).any(dim=0)
-                    rows_F, scores_BF = rows_F[near_F.numpy()], scores_BF[:, near_F]
+                    least_B1 = np.partition(scores_BF, -k, axis=1)[:, -k, None] - np.float32(margin)
+                    near_F = (scores_BF >= least_B1).any(axis=0)
+                    rows_F, scores_BF = rows_F[near_F], scores_BF[:, near_F]
         return rows_F, scores_BF
 
     def _unit_queries(self, query: Tensor | np.ndarray) -> Tensor:
@@ -173,11 +172,11 @@ class ExactSearcher:
             )
         return query_BX / norm_B1
 
-    def _scan(self, products: Products, n_queries: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Score all rows in fp32: chunks of (row numbers; scores_BC on the CPU), in the order of the rows."""
+    def _scan(self, products: Products, n_queries: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Score all rows in fp32: chunks of (row numbers; scores_BC), in the order of the rows."""
         # A GPU works on one chunk at a time; CPU threads each on one of their own.
         n_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        pending: deque[Future[tuple[np.ndarray, Tensor]]] = deque()
+        pending: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
         with ThreadPoolExecutor(n_threads, "clara-scan") as pool:
             for shard, local_C in self._chunks(products.chunk_bytes, n_queries):
                 # Never more scores at a time than a few chunks have, however large the store.
@@ -196,12 +195,14 @@ class ExactSearcher:
             for start in range(0, len(local), chunk):
                 yield shard, local[start : start + chunk]
 
-    def _scores(self, shard: Shard, local_C: np.ndarray, products: Products) -> tuple[np.ndarray, Tensor]:
-        """Numbers of some rows, counted from the shard's first before and from the store's after, and scores_BC."""
+    def _scores(self, shard: Shard, local_C: np.ndarray, products: Products) -> tuple[np.ndarray, np.ndarray]:
+        """Some rows: their numbers, counted from the shard's first before and from the store's after, and scores_BC."""
         positions_C = shard.positions(local_C)
-        products_CB = _products_of(_memory_view(shard), positions_C, products)
-        scores_CB = products_CB * _inverse(torch.from_numpy(shard.norms_S[positions_C]))[:, None]
-        if not scores_CB.isfinite().all():
+        products_CB = _products_of(shard.memory_SMD.reshape(len(shard.memory_SMD), -1), positions_C, products)
+        norms_C = shard.norms_S[positions_C]
+        # A memory that is all zeros scores 0 instead of NaN.
+        scores_CB = products_CB / np.where(norms_C == 0, np.float32(1), norms_C)[:, None]
+        if not np.isfinite(scores_CB).all():
             raise CorruptStoreError(
                 f"the shard {shard.info.file} of the store {self.store.url} has values that are not finite",
                 hint="run `clara-dist store verify`, then compress its documents again",
@@ -222,7 +223,8 @@ class ExactSearcher:
         for low in range(0, len(rows_F), chunk):
             memory = torch.from_numpy(self.store.take_memory(rows_F[low : low + chunk]))
             wide_CX = memory.to(self.device).flatten(1).double()
-            scores_FB[low : low + chunk] = (wide_CX @ query_BX.T) * _inverse(wide_CX.square().sum(1).sqrt())[:, None]
+            norms_C1 = torch.linalg.vector_norm(wide_CX, dim=1, keepdim=True)
+            scores_FB[low : low + chunk] = wide_CX @ query_BX.T / torch.where(norms_C1 == 0, 1, norms_C1)
         return scores_FB.T
 
 
@@ -231,23 +233,12 @@ def _ascending(rows: np.ndarray) -> np.ndarray:
     return rows if (rows[1:] > rows[:-1]).all() else np.unique(rows)
 
 
-def _memory_view(shard: Shard) -> Tensor:
-    """A shard's memories, float16 ``[S, X]``, without a copy. Only for reading: the file's pages cannot be written."""
-    # DLPack, because torch.from_numpy warns about arrays that are read-only.
-    return from_dlpack(shard.batch.column("memory").storage.flatten()).view(shard.info.rows, -1)
-
-
-def _products_of(memory_SX: Tensor, rows_C: np.ndarray, products: Products) -> Tensor:
+def _products_of(memory_SX: np.ndarray, rows_C: np.ndarray, products: Products) -> np.ndarray:
     """Products of some rows, ascending; products_CB."""
     first, span = rows_C[0], rows_C[-1] - rows_C[0] + 1
     if span == len(rows_C):
         return products(memory_SX[first : first + span])
     if span <= 2 * len(rows_C):
         # Reading a few rows in vain is cheaper than a copy of the others.
-        return products(memory_SX[first : first + span])[torch.from_numpy(rows_C - first)]
-    return products(memory_SX[torch.from_numpy(rows_C)])
-
-
-def _inverse(norms: Tensor) -> Tensor:
-    """1 / norm; 0 where the memory is all zeros, which then scores 0 instead of NaN."""
-    return torch.where(norms == 0, 0, norms.reciprocal())
+        return products(memory_SX[first : first + span])[rows_C - first]
+    return products(memory_SX[rows_C])

@@ -27,6 +27,7 @@ COMMANDS = [
     "bench estimators",
     "bench joint",
     "bench multi-hop",
+    "bench search",
     "bench serve",
     "data check",
     "data convert",

@@ -8,7 +8,9 @@ import torch
 
 from clara_dist.model.clara import ClaraModel
 
-collect_ignore = [] if find_spec("bitsandbytes") else ["test_quantized.py"]
+# What an option needs that is not installed here.
+_OPTIONS = {"test_quantized.py": "bitsandbytes", "test_vllm_engine.py": "vllm"}
+collect_ignore = [test for test, needed in _OPTIONS.items() if find_spec(needed) is None]
 
 
 @pytest.fixture
