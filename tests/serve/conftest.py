@@ -32,7 +32,7 @@ def write_store(tiny_clara_dir: Path) -> StoreMaker:
     texts = [" ".join(WORDS[j] for j in pick) + f" {i}" for i, pick in enumerate(picks)]
     compressor = DocumentCompressor(ClaraModel.from_pretrained(tiny_clara_dir))
     made = compressor.compress([("", text) for text in texts])
-    schema = StoreSchema(made.memory_SMD.shape[1], made.memory_SMD.shape[2], {"number": "int64"})
+    schema = StoreSchema(made.memory_SMD.shape[1], made.memory_SMD.shape[2], {"number": "int64", "year": "int64"})
 
     def write(path: Path, fingerprint: Fingerprint | None) -> None:
         shards = []
@@ -42,7 +42,7 @@ def write_store(tiny_clara_dir: Path) -> StoreMaker:
                 doc_ids=[f"doc-{i}" for i in rows],
                 titles=[f"Title {i}" for i in rows],
                 texts=texts[part],
-                metadata=[{"number": i} for i in rows],
+                metadata=[{"number": i, "year": 1850 + i} for i in rows],
                 memory_SMD=made.memory_SMD[part],
                 n_tokens=made.n_tokens_S[part],
                 truncated=made.truncated_S[part],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from clara_dist.model import ClaraModel
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
 
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 N_DOCUMENTS = 37
 QUESTIONS = [
     "Who built the lighthouse?",
@@ -218,6 +220,14 @@ def test_openais_client_gets_the_answers_of_the_local_pipeline(server: str, pipe
         for extra in (whole.model_extra["clara"], chunks[0].model_extra["clara"]):
             assert [source["doc_id"] for source in extra["sources"]] == [source.doc_id for source in local.sources]
         assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_the_readmes_example_runs(server: str) -> None:
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, flags=re.S) if "from openai" in block]
+    code = code.replace("http://127.0.0.1:8000", server)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("'doc_id': 'doc-") == 3
 
 
 def test_client(server: str, pipeline: LocalPipeline) -> None:
