@@ -210,7 +210,7 @@ def _recall(found_BK: np.ndarray, expected_BK: np.ndarray) -> float:
 def _summary(results: dict[str, Any]) -> str:
     read = results["read"]
     lines = [
-        f"{results['store_bytes'] / 1e9:.2f} GB of fp16; others used {results['cpu_share_of_others']:.0%} of the CPUs",
+        f"{results['store_bytes'] / 1e9:.2f} GB of fp16; others: {results['cpu_share_of_others']:.0%} of the machine",
         f"memory reads at {read['best_gb_per_s']:.1f} GB/s at best, "
         f"{read['median_gb_per_s']:.1f} in the median, {read['median_gb_per_cpu_s']:.1f} per CPU second",
         "search              queries recall  best ms  median ms   GB/s  of read speed: best  median  per CPU second",

@@ -1,9 +1,9 @@
 """Products of half-precision memories with queries, at the speed at which memory can be read.
 
-One query, 1 GiB of memories, one thread of an AMD EPYC (Zen 4) that reads 22 GB/s: widening the memories to fp32 for a
-BLAS takes in 9 GB/s, ``torch.mv`` in fp16 (which also rounds the scores to fp16) 9-11, FAISS' fp16 scalar quantizer
-11, numkong's ``cdist`` 11-14, and numkong's packed products 14-16; two threads of these 24, where two threads read 28.
-They work on several rows at a time, so that the processor waits for several pages at once, and accumulate in fp32.
+One query, 1 GiB of memories, one thread of an AMD EPYC (Zen 4) that reads 20-25 GB/s: widening the memories to fp32 for
+a BLAS takes in 9 GB/s, ``torch.mv`` in fp16 (which also rounds the scores to fp16) 9-11, FAISS' fp16 scalar quantizer
+11, numkong's ``cdist`` 11-14, numkong's packed products 14-16; AVX-512 written for it, with prefetching, 16. Packed
+products work on several rows at a time, so that the processor waits for several pages at once, and accumulate in fp32.
 """
 
 from __future__ import annotations
