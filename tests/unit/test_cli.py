@@ -48,6 +48,8 @@ COMMANDS = [
     "store export",
     "store import",
     "store gc",
+    "index build",
+    "index info",
 ]
 
 
