@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clara_dist.errors import ConfigError, CorruptStoreError, RetrievalError
-from clara_dist.retrieval.search import ExactSearcher, Searcher, SearchResult
+from clara_dist.retrieval.search import ExactSearcher, SearchResult
 from clara_dist.store.index_manifest import IndexManifest, read_index_file, read_index_manifest
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.storage import open_storage
@@ -132,7 +132,7 @@ def open_index(store: MemoryStore, rows: np.ndarray | None = None) -> IndexedSea
     return load_index(store, manifest, rows)
 
 
-def open_searcher(store: MemoryStore, index: str) -> Searcher:
+def open_searcher(store: MemoryStore, index: str) -> ExactSearcher | IndexedSearcher:
     """An `IndexedSearcher` or an `ExactSearcher`.
 
     Args:
