@@ -41,7 +41,7 @@ def index_build(
     Examples:
       clara-dist index build stores/wiki
       clara-dist index build stores/wiki --model models/joint --questions questions.jsonl
-      clara-dist index build stores/wiki --factory OPQ16,IVF256,PQ16 --rescored 400 --retrain
+      clara-dist index build stores/wiki --factory PCA64,IVF256,SQ8 --rescored 400
     """
     from clara_dist.config.index import IndexConfig
 

@@ -15,6 +15,7 @@ class IndexConfig(Config):
         store_version: Version to index; None is the newest.
         factory: FAISS index-factory string, of a projection and a quantiser; None keeps that of the store's last index,
             or is ``PCA<a twelfth of the memory's size, at most 512>,SQ8``.
+            An inverted file (IVF) searches an eighth of its lists.
         rescored: Rows whose exact score is computed, a query; None is a twentieth of the rows, at least 40 and at most
             400. A query for k documents never rescores fewer than 2 k.
         retrain: Train the codec anew, and encode all rows again: after the corpus has changed much.

@@ -14,7 +14,7 @@ import torch
 
 from clara_dist.config.index import IndexConfig
 from clara_dist.errors import RetrievalError
-from clara_dist.retrieval.index import load_codec, load_index, require_faiss, row_bytes
+from clara_dist.retrieval.index import load_codec, load_index, probe_an_eighth, require_faiss, row_bytes
 from clara_dist.retrieval.search import ExactSearcher
 from clara_dist.store.index_manifest import (
     IndexFile,
@@ -137,6 +137,7 @@ def _trained(storage: Storage, store: MemoryStore, config: IndexConfig, progress
     try:
         index = faiss.index_factory(size, factory, faiss.METRIC_L2)
         index.train(unit_NX - mean_X)
+        probe_an_eighth(index)
         index.sa_encode(unit_NX[:1])
     except RuntimeError as error:
         raise RetrievalError(
