@@ -20,6 +20,7 @@ from clara_dist.cli import (  # noqa: F401
     diagnose,
     store,
     store_changes,
+    index,
     plan,
     bench,
 )

@@ -44,6 +44,8 @@ class ServeConfig(Config):
         base_model: Where the model's base LLM is, if not where its ``config.json`` says.
         store: Memory store that this model's compressor wrote.
         store_version: Version to serve; None is the newest when the replica starts.
+        index: ``none``: search exactly; ``auto``: by the index of the served version, if it has one; ``required``: do
+            not start without one. See ``clara-dist index build``.
         host: Address that HTTP listens on. Any other than loopback needs an API key.
         api_key_env: Environment variable of the ingress process with the accepted API keys, separated by commas. On
             loopback it may be unset; then only clients on loopback are answered.
@@ -70,6 +72,7 @@ class ServeConfig(Config):
     store: str
     base_model: str | None = None
     store_version: int | None = Field(None, ge=1)
+    index: Literal["none", "auto", "required"] = "auto"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
     api_key_env: str = "CLARA_API_KEY"

@@ -1,4 +1,4 @@
-"""The retriever deployment: the memory store, searched exactly, in a process that loads no language model.
+"""The retriever deployment: a memory store, searched exactly or by its index; it loads no language model.
 
 torch is imported where a replica starts: the process that only deploys does without it (300 MB and some seconds).
 """
@@ -53,11 +53,11 @@ class Retriever:
     def __init__(self, config: ServeConfig) -> None:
         import torch
 
-        from clara_dist.retrieval.search import ExactSearcher
+        from clara_dist.retrieval.index import open_searcher
 
         torch.set_num_threads(config.threads)
         self._store = MemoryStore.open(config.store, config.store_version)
-        self._searcher = ExactSearcher(self._store)
+        self._searcher = open_searcher(self._store, config.index)
         self._served = ServedStore(
             url=config.store,
             fingerprint=self._store.fingerprint,

@@ -49,6 +49,8 @@ COMMANDS = [
     "store export",
     "store import",
     "store gc",
+    "index build",
+    "index info",
 ]
 
 
