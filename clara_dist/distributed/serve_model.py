@@ -12,6 +12,7 @@ from clara_dist.config.serve import EngineKind, ServeConfig
 from clara_dist.distributed.models import load_model
 from clara_dist.errors import RequestError
 from clara_dist.inference.answering import Source as StoredSource
+from clara_dist.inference.engine import AnswerEngine
 from clara_dist.inference.explain import Explanation, Word, explain
 from clara_dist.inference.transformers_engine import TransformersEngine
 from clara_dist.inference.vllm_engine import VllmEngine
@@ -53,7 +54,7 @@ class ServedModel:
         self._clara = clara
         self._tokenizer = clara.tokenizer
         self._context_tokens: int | None = getattr(clara.base.config, "max_position_embeddings", None)
-        self.engine = _ENGINES[config.engine](
+        self.engine: AnswerEngine = _ENGINES[config.engine](
             clara,
             max_rows=config.batch_size,
             max_batch_tokens=config.batch_tokens,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from clara_dist.errors import RequestError
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FinishReason = Literal["stop", "length"]
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,17 @@ class AnswerEngine(Protocol):
         """
         ...
 
+    async def run(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run something else on the model, while nothing else runs on it."""
+        ...
+
     @property
     def stats(self) -> EngineStats: ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can still answer; one that cannot is to be replaced."""
+        ...
 
     def close(self) -> None:
         """End all answers and free the model."""
