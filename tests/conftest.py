@@ -20,6 +20,10 @@ BROWSER = ("chromium", "chromedriver")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the tests in a browser out where there is none, and say so."""
     lacking = [name for name in BROWSER if shutil.which(name) is None]
+    if lacking and os.environ.get("CI"):
+        raise pytest.UsageError(
+            f"the page is tested in a browser in CI; there is no {' or '.join(lacking)} on the path"
+        )
     if lacking:
         left_out = [item for item in items if item.get_closest_marker("browser")]
         items[:] = [item for item in items if item not in left_out]

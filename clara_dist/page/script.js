@@ -40,8 +40,10 @@ async function* events(body) {
     if (done) return;
     text += value;
     for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
-      const data = text.slice(0, end).replace(/^data: /, "");
+      const event = text.slice(0, end);
       text = text.slice(end + 2);
+      if (!event.startsWith("data: ")) continue; // a comment, such as a proxy sends to keep the connection
+      const data = event.slice("data: ".length);
       if (data === "[DONE]") return;
       yield JSON.parse(data);
     }
@@ -51,6 +53,7 @@ async function* events(body) {
 async function ask(question) {
   if (underWay) underWay.abort();
   const mine = (underWay = new AbortController());
+  let found = null;
   begin();
   try {
     if (model === null) await meet();
@@ -64,7 +67,6 @@ async function ask(question) {
     });
     if (!response.ok) throw new Error(await failure(response));
     sessionStorage.setItem(KEY, $("key").value.trim());
-    let found = null;
     let ended = false;
     $("result").hidden = false;
     for await (const chunk of events(response.body)) {
@@ -82,19 +84,21 @@ async function ask(question) {
       }
     }
     if (!ended) throw new Error("The connection ended before the answer did.");
-    showSources(found.sources, question, $("answer").textContent);
   } catch (error) {
     if (!mine.signal.aborted) showError(error);
+    else if (underWay === mine) $("timings").textContent = "stopped";
   } finally {
     if (underWay === mine) {
       underWay = null;
       end();
+      if (found) showSources(found.sources, question, $("answer").textContent);
     }
   }
 }
 
 function begin() {
   clearError();
+  $("result").hidden = true;
   $("answer").textContent = "";
   $("timings").textContent = "";
   $("sources").replaceChildren();
@@ -182,7 +186,8 @@ function showTimings(timings, reason) {
   const ms = (seconds) => `${(1000 * seconds).toFixed(0)} ms`;
   const parts = ["queue", "reason", "retrieve", "generate"].map((part) => `${part} ${ms(timings[part])}`);
   const cut = reason === "length" ? "; cut at the longest answer allowed" : "";
-  $("timings").textContent = `${parts.join(" · ")} · first token ${ms(timings.first_token)}${cut}`;
+  const first = timings.queue + timings.reason + timings.retrieve + timings.first_token;
+  $("timings").textContent = `${parts.join(" · ")}; first token after ${ms(first)}${cut}`;
 }
 
 $("ask").addEventListener("submit", (event) => {
