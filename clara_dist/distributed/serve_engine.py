@@ -40,6 +40,7 @@ class _Hit:
     query_X: np.ndarray
     sources: tuple[Source, ...]
     memory_KMD: np.ndarray | None
+    store_version: int
     queue_s: float
     reason_s: float
     retrieve_s: float
@@ -110,7 +111,7 @@ class Engine:
         if len(hit.sources) < ask.top_k:  # a filter left fewer
             prompt = self._model.prompt(ask.question, len(hit.sources), ask.sampling.max_tokens)
         words = await self._model.words(ask.question, hit.query_X, hit.sources[0]) if ask.explain else ()
-        yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, self._store.version, words)
+        yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, hit.store_version, words)
         n_tokens, first_s, sent = 0, 0.0, float("-inf")
         waiting = Piece("", 0)
         async for piece in self._model.engine.answer(prompt, hit.memory_KMD, ask.sampling):
@@ -159,7 +160,7 @@ class Engine:
             sources=list(hit.sources),
             timings=_timings(hit),
             model_version=self._model.version,
-            store_version=self._store.version,
+            store_version=hit.store_version,
         )
 
     def _require_good(self, question: str, top_k: int, where: str | None) -> None:
@@ -191,6 +192,7 @@ class Engine:
                 query_X=query_BX[i],
                 sources=_sources(found, i),
                 memory_KMD=memories[i],
+                store_version=found.store_version,
                 queue_s=started - query.since,
                 reason_s=reasoned - started,
                 retrieve_s=ended - reasoned,

@@ -40,11 +40,13 @@ class Retrieved:
         documents: Per question, best first.
         scores: Per question, cosines in the same order.
         memory_TMD: float16, memories of all questions' documents, row-major; None if not asked for.
+        store_version: That this replica serves: one that started later may have found a newer one.
     """
 
     documents: list[list[StoredDocument]]
     scores: list[list[float]]
     memory_TMD: np.ndarray | None
+    store_version: int
 
 
 class Retriever:
@@ -116,6 +118,7 @@ class Retriever:
             documents=[[next(documents) for _ in rows_K] for rows_K in rows],
             scores=scores,
             memory_TMD=self._store.take_memory(rows_T) if with_memory else None,
+            store_version=self._store.version,
         )
 
     def _filtered(self, where: str) -> ExactSearcher:
