@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -22,11 +20,11 @@ from clara_dist.config.http import (
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_errors import ApiError, api_error
 from clara_dist.distributed.serve_guard import ApiKeys, RequestGuard
-from clara_dist.distributed.serve_messages import Ask, Backend
+from clara_dist.distributed.serve_limits import Bounds
+from clara_dist.distributed.serve_messages import Backend
 from clara_dist.distributed.serve_metrics import CONTENT_TYPE, MeasuredAnswers, MeasuredRequests, ServeMetrics
 from clara_dist.distributed.serve_openai import openai_routes
 from clara_dist.distributed.serve_page import PAGE_PATHS, page_routes
-from clara_dist.inference.engine import Sampling
 
 
 def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
@@ -38,7 +36,7 @@ def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
         redoc_url=None,
         responses={status: {"model": ErrorReply} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)},
     )
-    bounds, metrics = _Bounds(config), ServeMetrics()
+    bounds, metrics = Bounds(config), ServeMetrics()
     backend = MeasuredAnswers(backend, metrics)
 
     @api.post("/v1/answers")
@@ -73,42 +71,6 @@ def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
     paths = frozenset({*api.openapi()["paths"], *PAGE_PATHS})
     api.add_middleware(MeasuredRequests, metrics=metrics, paths=paths)
     return api
-
-
-class _Bounds:
-    """The server's defaults and limits."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        self._config = config
-
-    def question(self, text: str) -> str:
-        _require("question", len(text), self._config.limits.max_question_chars, "characters")
-        return text
-
-    def top_k(self, value: int | None) -> int:
-        value = self._config.top_k if value is None else value
-        return _require("top_k", value, self._config.limits.max_top_k, "documents")
-
-    def ask(
-        self,
-        question: str,
-        top_k: int | None,
-        max_tokens: int | None,
-        *,
-        where: str | None,
-        explain: bool = False,
-        **sampling: Any,
-    ) -> Ask:
-        """What the engine is asked; sampling without a word on it is greedy."""
-        max_tokens = self._config.max_tokens if max_tokens is None else max_tokens
-        _require("max_tokens", max_tokens, self._config.limits.max_tokens, "tokens")
-        return Ask(self.question(question), self.top_k(top_k), Sampling(max_tokens, **sampling), where, explain)
-
-
-def _require(name: str, value: int, limit: int, unit: str) -> int:
-    if value > limit:
-        raise ApiError(400, f"{name}: {value} {unit}, at most {limit} are allowed", param=name)
-    return value
 
 
 async def _explain(request: Request, error: Exception) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import FastAPI
@@ -57,7 +57,7 @@ class Ingress:
         reply: AnswerReply = await self._call("answer", ask)
         return reply
 
-    async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         """An answer as it comes. Whoever closes the iterator cancels it in the engine."""
         await self.health()
         deadline = time.monotonic() + self._config.limits.request_timeout_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,7 +62,7 @@ class Backend(Protocol):
 
     async def answer(self, ask: Ask) -> AnswerReply: ...
 
-    def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+    def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         """Whoever closes the iterator cancels the answer."""
         ...
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -100,17 +101,12 @@ class MeasuredAnswers:
         self._metrics.retrieved(reply.timings)
         return reply
 
-    async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         prompt_tokens = 0
-        events = self._backend.stream(ask)
-        try:
+        async with aclosing(self._backend.stream(ask)) as events:  # who leaves here leaves the engine, too
             async for event in events:
                 if isinstance(event, Found):
                     prompt_tokens = event.prompt_tokens
                 elif isinstance(event, Done):
                     self._metrics.answered(event.timings, prompt_tokens, event.completion_tokens)
                 yield event
-        finally:
-            # Who leaves here leaves the engine, too.
-            if hasattr(events, "aclose"):
-                await events.aclose()

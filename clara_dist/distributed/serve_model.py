@@ -70,12 +70,7 @@ class ServedModel:
             return explain(self._clara, [question], query_1MD, [known], _WORDS)[0]
 
         explanation = await self.engine.run(read)
-        return tuple(
-            tuple(
-                LatentWord(text=w.text, probability=w.probability, is_word=w.is_word, added=w.is_added) for w in vector
-            )
-            for vector in explanation.vectors
-        )
+        return tuple(tuple(map(_latent_word, vector)) for vector in explanation.vectors)
 
     def require_readable(self, question: str) -> None:
         """Check that the reasoner reads all of a question.

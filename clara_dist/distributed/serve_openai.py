@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response, StreamingResponse
@@ -16,28 +17,14 @@ from clara_dist.config.http import AnswerReply, ErrorReply
 from clara_dist.config.openai import ChatRequest, CompletionRequest, Extra, ModelCard, ModelList, OpenAIUsage
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_errors import ApiError, api_error
+from clara_dist.distributed.serve_limits import Bounds
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Backend, Done, Found
 from clara_dist.inference.engine import Piece
 
 Request = ChatRequest | CompletionRequest
 
 
-class Limits(Protocol):
-    """Fills in the server's defaults, and refuses what is above its limits."""
-
-    def ask(
-        self,
-        question: str,
-        top_k: int | None,
-        max_tokens: int | None,
-        *,
-        where: str | None,
-        explain: bool = False,
-        **sampling: Any,
-    ) -> Ask: ...
-
-
-def openai_routes(config: ServeConfig, answers: Backend, limits: Limits) -> APIRouter:
+def openai_routes(config: ServeConfig, answers: Backend, limits: Bounds) -> APIRouter:
     """The router."""
     router = APIRouter()
     card = ModelCard(id=config.model_name, created=int(time.time()))
@@ -178,23 +165,25 @@ class _Chat(_Shape):
 
 
 async def _server_sent_events(
-    shape: _Shape, found: Found, events: AsyncIterator[AnswerEvent], with_usage: bool
+    shape: _Shape, found: Found, events: AsyncGenerator[AnswerEvent, None], with_usage: bool
 ) -> AsyncIterator[bytes]:
     """The stream of an answer. Its first chunk carries the sources, the one that ends it the timings."""
-    yield _line(shape.chunk(shape.first_delta(), clara=shape.found(found)))
-    try:
-        async for event in events:
-            if isinstance(event, Piece) and event.text:
-                yield _line(shape.chunk(shape.delta(event.text)))
-            elif isinstance(event, Done):
-                timings = event.timings.model_dump()
-                yield _line(shape.chunk(shape.delta(""), event.finish_reason, clara={"timings": timings}))
-                if with_usage:
-                    yield _line(shape.usage_chunk(found, event))
-        yield b"data: [DONE]\n\n"
-    except Exception as error:
-        # The status is sent already; clients know an error by its shape.
-        yield _line(ErrorReply(error=api_error(error).body()).model_dump())
+    # Who leaves between two chunks leaves the engine at once.
+    async with aclosing(events):
+        yield _line(shape.chunk(shape.first_delta(), clara=shape.found(found)))
+        try:
+            async for event in events:
+                if isinstance(event, Piece) and event.text:
+                    yield _line(shape.chunk(shape.delta(event.text)))
+                elif isinstance(event, Done):
+                    timings = event.timings.model_dump()
+                    yield _line(shape.chunk(shape.delta(""), event.finish_reason, clara={"timings": timings}))
+                    if with_usage:
+                        yield _line(shape.usage_chunk(found, event))
+            yield b"data: [DONE]\n\n"
+        except Exception as error:
+            # The status is sent already; clients know an error by its shape.
+            yield _line(ErrorReply(error=api_error(error).body()).model_dump())
 
 
 def _line(value: dict[str, Any]) -> bytes:

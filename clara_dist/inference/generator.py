@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from clara_dist.errors import ModelError
 from clara_dist.inference.engine import FinishReason, Sampling
-from clara_dist.inference.growing_text import GrowingText
 from clara_dist.inference.scheduler import Scheduler
 from clara_dist.model.clara import ClaraModel
 
@@ -33,15 +32,6 @@ class GeneratedText:
     def n_tokens(self) -> int:
         """Tokens that were computed: those of the answer, and its stop token."""
         return len(self.token_ids) + (self.finish_reason == "stop")
-
-
-@dataclass(frozen=True)
-class TextPiece:
-    """What one decoding step added to one row's answer; the pieces of a row join to its whole text."""
-
-    row: int
-    text: str
-    finish_reason: FinishReason | None
 
 
 class Generator:
@@ -114,34 +104,6 @@ class Generator:
                     ids[row].append(new.token_id)
         decode = self.clara.tokenizer.decode
         return [GeneratedText(decode(i), tuple(i), reason) for i, reason in zip(ids, reasons, strict=True)]
-
-    def generate_stream(
-        self,
-        questions: Sequence[str],
-        memory_BKMD: Tensor | Sequence[Tensor] | None = None,
-        *,
-        max_tokens: int | Sequence[int] = 64,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> Iterator[TextPiece]:
-        """As `generate`, yielding text as soon as it is certain.
-
-        Every row ends with a piece that has a ``finish_reason``. Between two pieces the model is free for other work.
-        """
-        prompts, memories = self._prompts(questions, memory_BKMD)
-        samplings = _samplings(max_tokens, len(prompts), temperature, seed)
-        scheduler, row_of = self._scheduler(len(prompts)), {}
-        for row, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-            row_of[scheduler.add(prompt, None if memories is None else memories[row], sampling)] = row
-        texts = [GrowingText(self.clara.tokenizer.decode) for _ in prompts]
-        while not scheduler.is_idle:
-            for new in scheduler.step():
-                row = row_of[new.ticket]
-                text = texts[row].add(new.token_id) if new.finish_reason != "stop" else ""
-                if new.finish_reason is not None:
-                    text += texts[row].end()
-                if text or new.finish_reason:
-                    yield TextPiece(row, text, new.finish_reason)
 
     def _scheduler(self, n_rows: int) -> Scheduler:
         return Scheduler(self.clara, max_rows=max(1, n_rows), max_batch_tokens=self.max_batch_tokens)

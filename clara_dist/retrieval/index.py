@@ -46,7 +46,6 @@ class IndexedSearcher:
     ) -> None:
         self.store = store
         self.manifest = manifest
-        self._parts = (codec, mean_X, codes_NC)
         self._rows = None if rows is None else np.unique(np.asarray(rows, np.int64))
         # Its check of the rows, and the search of so few that no index is worth while.
         self._exact = ExactSearcher(store, self._rows)
@@ -61,10 +60,6 @@ class IndexedSearcher:
     def n_rows(self) -> int:
         """Number of rows that are searched."""
         return self._exact.n_rows
-
-    def only(self, rows: np.ndarray) -> IndexedSearcher:
-        """A searcher of these rows of the store alone, such as a filter gives; it reads no file again."""
-        return IndexedSearcher(self.store, self.manifest, *self._parts, rows)
 
     def search(self, query_BX: Tensor | np.ndarray, k: int) -> SearchResult:
         """As `ExactSearcher.search`, but a row that should be among the best k is sometimes missing.

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -52,7 +52,7 @@ class FakeEngine:
             usage=Usage(prompt_tokens=1, completion_tokens=2),
         )
 
-    async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         raise AssertionError(f"{ask}: not asked for here")
         yield
 
@@ -320,7 +320,7 @@ def test_no_body_is_an_error_of_the_server() -> None:
         async def answer(self, ask: Ask) -> AnswerReply:
             return await super().answer(dataclasses.replace(ask, sampling=Sampling(ask.sampling.max_tokens)))
 
-        async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+        async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
             yield Found((), TIMINGS, 1, "abc", 2)
             yield Piece("x", 1, "stop")
             yield Done("stop", 1, TIMINGS)

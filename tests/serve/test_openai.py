@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import httpx
@@ -58,7 +58,7 @@ class FakeEngine:
             store_version=2,
         )
 
-    async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         self.asked.append(ask)
         events = [
             Found((SOURCE,), TIMINGS, 7, "abc", 2),
@@ -246,7 +246,7 @@ def test_who_leaves_a_stream_leaves_the_engine() -> None:
         backend = MeasuredAnswers(engine, ServeMetrics())
         events = backend.stream(Ask("When?", 1, Sampling(5)))
         await anext(events)
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
 
     run(engine, talk)
     assert engine.closed == 1

@@ -7,7 +7,6 @@ import torch
 
 from clara_dist.errors import ModelError, TokenizationError
 from clara_dist.inference.generator import Generator
-from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.clara import ClaraModel
 
 QUESTIONS = ["Who built the lighthouse at Cape Merrow?", "rain", "Ada Tolliver, an engineer.", "rain gauges"]
@@ -73,27 +72,6 @@ def test_nothing_is_computed_for_finished_rows(clara: ClaraModel, memories: list
     assert [rows for rows, _ in rows_per_pass] == [4, 3, 2, 1, 1]
     assert [length for _, length in rows_per_pass[1:]] == [1, 1, 1, 1]
     assert head_positions == [4, 3, 2, 1, 1]
-
-
-def test_streamed_pieces_join_to_the_text(clara: ClaraModel, memories: list[torch.Tensor]) -> None:
-    generator = Generator(clara)
-    whole = generator.generate(QUESTIONS, memories, max_tokens=7)
-    pieces = list(generator.generate_stream(QUESTIONS, memories, max_tokens=7))
-    for row, generated in enumerate(whole):
-        assert "".join(piece.text for piece in pieces if piece.row == row) == generated.text
-    assert Counter(piece.row for piece in pieces if piece.finish_reason) == {0: 1, 1: 1, 2: 1, 3: 1}
-    assert max(Counter(piece.row for piece in pieces).values()) > 3, "text should come in pieces"
-
-
-def test_the_reasoner_may_run_between_two_pieces(clara: ClaraModel, memories: list[torch.Tensor]) -> None:
-    generator, reasoner = Generator(clara), Reasoner(clara)
-    alone = reasoner.query(["Who built the lighthouse?"])
-    stream = generator.generate_stream(QUESTIONS[:1], memories[:1], max_tokens=6)
-    pieces = []
-    for piece in stream:
-        pieces.append(piece.text)
-        assert (reasoner.query(["Who built the lighthouse?"]) == alone).all()
-    assert "".join(pieces) == generator.generate(QUESTIONS[:1], memories[:1], max_tokens=6)[0].text
 
 
 def test_sampling_follows_the_distribution_and_the_seed(clara: ClaraModel) -> None:
