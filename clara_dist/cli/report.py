@@ -26,11 +26,15 @@ def report(
     """
     from tempfile import TemporaryDirectory
 
+    from clara_dist.errors import DataError
     from clara_dist.store import files
     from clara_dist.training.report import REPORT, write_report
     from clara_dist.training.run_directory import RunDirectory
 
-    lines = RunDirectory(run_dir).read_log(0).decode("utf-8").splitlines()
+    directory = RunDirectory(run_dir)
+    if not directory.holds_run:
+        raise DataError(f"there is no training run in {run_dir}", expected="a run_dir, which has run.yaml")
+    lines = directory.read_log(0).decode("utf-8").splitlines()
     target = files.join(run_dir, "report") if out is None else str(out)
     if files.is_url(target):
         with TemporaryDirectory(prefix="clara-report-") as folder:

@@ -58,6 +58,11 @@ class RunDirectory:
     def _scratch(self) -> TemporaryDirectory[str]:
         return TemporaryDirectory(prefix="clara-run-")
 
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run has claimed it."""
+        return self._storage.size_bytes("run.yaml") is not None
+
     def require_free(self, *, resume: bool) -> None:
         """Refuse a directory that holds a run already, unless ``resume`` was asked for.
 
@@ -65,7 +70,7 @@ class RunDirectory:
             TrainingError: It does.
             StoreError: The object store cannot be reached, or refuses.
         """
-        if self._storage.size_bytes("run.yaml") is not None and not resume:
+        if self.holds_run and not resume:
             raise TrainingError(
                 f"{self.location} holds a training run already",
                 hint="pass --resume to go on with it, or choose another run_dir",
