@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,16 +115,18 @@ class Engine:
         yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, hit.store_version, words)
         n_tokens, first_s, sent = 0, 0.0, float("-inf")
         waiting = Piece("", 0)
-        async for piece in self._model.engine.answer(prompt, hit.memory_KMD, ask.sampling):
-            now = time.perf_counter()
-            first_s = first_s or now - hit.ended
-            n_tokens += piece.n_tokens
-            waiting = Piece(waiting.text + piece.text, waiting.n_tokens + piece.n_tokens, piece.finish_reason)
-            if now - sent >= self._stream_interval_s or piece.finish_reason is not None:
-                yield waiting
-                waiting, sent = Piece("", 0), now
-            if piece.finish_reason is not None:
-                yield Done(piece.finish_reason, n_tokens, _timings(hit, first_s, now - hit.ended))
+        # Closed where it is left, so that who leaves frees the place at once.
+        async with aclosing(self._model.engine.answer(prompt, hit.memory_KMD, ask.sampling)) as pieces:
+            async for piece in pieces:
+                now = time.perf_counter()
+                first_s = first_s or now - hit.ended
+                n_tokens += piece.n_tokens
+                waiting = Piece(waiting.text + piece.text, waiting.n_tokens + piece.n_tokens, piece.finish_reason)
+                if now - sent >= self._stream_interval_s or piece.finish_reason is not None:
+                    yield waiting
+                    waiting, sent = Piece("", 0), now
+                if piece.finish_reason is not None:
+                    yield Done(piece.finish_reason, n_tokens, _timings(hit, first_s, now - hit.ended))
 
     async def answer(self, ask: Ask) -> AnswerReply:
         """A whole answer at once; raises as `stream` does."""

@@ -224,15 +224,15 @@ def _ray_train(
 def _raise_own(error: Exception, *, last: bool) -> None:
     """Raise the worker's own `ClaraError`, if there is one: it says what is wrong, and trying again would not help.
 
-    Unless it may: a lost search actor, or an object store that did not answer. Such an error is raised when it is the
-    ``last`` attempt's.
+    Unless it may: a lost search actor, an object store that did not answer, or the mere echo of an error that did not
+    arrive. Such an error is raised when it is the ``last`` attempt's.
     """
     failures = getattr(error, "worker_failures", {}) or {"start": error}
     # Ray wraps what a worker or a task raised, to keep its traceback.
     causes = [f.cause if isinstance(f, RayTaskError) else getattr(f, "_base_exc", f) for f in failures.values()]
     own = [cause for cause in causes if isinstance(cause, ClaraError)]
     for cause in sorted(own, key=lambda cause: isinstance(cause, EchoedError)):
-        if last or not isinstance(cause, (StorageError, ClusterError)):
+        if last or not isinstance(cause, (StorageError, ClusterError, EchoedError)):
             raise cause from None
         return
 

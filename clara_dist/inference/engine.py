@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -78,7 +78,7 @@ class AnswerEngine(Protocol):
 
     def answer(
         self, prompt_ids: Sequence[int], memory_KMD: np.ndarray | None, sampling: Sampling
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """Answer a prompt, piece by piece. Whoever closes the iterator cancels the answer and frees its place.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -118,7 +118,7 @@ class TransformersEngine:
 
     async def answer(
         self, prompt_ids: Sequence[int], memory_KMD: np.ndarray | None, sampling: Sampling
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """As `AnswerEngine.answer`.
 
         Raises:

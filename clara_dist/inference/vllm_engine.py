@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -120,7 +120,7 @@ class VllmEngine:
 
     async def answer(
         self, prompt_ids: Sequence[int], memory_KMD: np.ndarray | None, sampling: Sampling
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """As `AnswerEngine.answer`.
 
         Raises:

@@ -69,3 +69,4 @@ def test_a_worker_that_only_ends_with_another_does_not_speak_for_it(start: Any) 
     with pytest.raises(TrainingError, match="the true one"):
         start(WorkersFailed(EchoedError("another worker"), TrainingError("the true one")))
     assert start(WorkersFailed(EchoedError("another worker"), StorageError("no answer")), OUTPUTS) == (OUTPUTS, 0)
+    assert start(WorkersFailed(EchoedError("another worker")), OUTPUTS) == (OUTPUTS, 0)

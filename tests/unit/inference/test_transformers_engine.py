@@ -106,7 +106,7 @@ def test_who_leaves_frees_a_place(clara: ClaraModel) -> None:
         await asyncio.sleep(0)
         never.cancel()
         await asyncio.gather(never, return_exceptions=True)
-        await first.aclose()  # type: ignore[attr-defined]
+        await first.aclose()
         return seen, await waiting
 
     seen, pieces = asyncio.run(leave_and_let_in())
