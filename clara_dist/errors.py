@@ -130,3 +130,9 @@ class OverloadedError(RequestError):
     """The server is full; the client should try again later."""
 
     status = 429
+
+
+class UnavailableError(RequestError):
+    """A part of the server is lost and is being replaced; the client should try again later."""
+
+    status = 503

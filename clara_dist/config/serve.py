@@ -24,7 +24,10 @@ class LimitsConfig(Config):
         max_queued_requests: Requests that wait for the engine beyond those that it holds (two batches per replica);
             one more is answered 429.
         body_timeout_s: Time for a body to arrive; then 408.
-        request_timeout_s: Time for an answer; then 504.
+        request_timeout_s: Time for an answer; then 504. A server that is stopped or updated lets what it has begun run
+            on for so long.
+        shard_timeout_s: Time for a retriever's search, and for a lost one to be replaced; then its part of the store
+            counts as lost.
     """
 
     max_question_chars: int = Field(4_000, ge=1)
@@ -34,6 +37,7 @@ class LimitsConfig(Config):
     max_queued_requests: int = Field(128, ge=0)
     body_timeout_s: float = Field(10.0, gt=0)
     request_timeout_s: float = Field(120.0, gt=0)
+    shard_timeout_s: float = Field(15.0, gt=0)
 
 
 class ServeConfig(Config):
@@ -43,7 +47,9 @@ class ServeConfig(Config):
         model: Model directory; a path must be readable by the replicas.
         base_model: Where the model's base LLM is, if not where its ``config.json`` says.
         store: Memory store that this model's compressor wrote.
-        store_version: Version to serve; None is the newest when the replica starts.
+        store_version: Version to serve; None is the newest.
+        store_refresh_s: How often to look for a newer version, which is then served without a pause; 0: never. Has a
+            meaning only where ``store_version`` is None.
         index: ``none``: search exactly; ``auto``: by the index of the served version, if it has one; ``required``: do
             not start without one. See ``clara-dist index build``.
         host: Address that HTTP listens on. Any other than loopback needs an API key.
@@ -65,6 +71,11 @@ class ServeConfig(Config):
         engine_cpus: Ray CPUs of an engine replica. With the defaults all deployments fit on one CPU; on a cluster with
             CPU engines set it to ``threads``.
         engine_gpus: Ray GPUs of an engine replica on a GPU; less than 1 shares one.
+        retriever_shards: Parts that the store is divided into, each a deployment of its own with ``retriever_replicas``
+            replicas, which holds nothing but its shards of the store.
+        on_lost_shard: What becomes of questions while a part does not answer. ``error``: 503; ``partial``: they are
+            answered from the other parts, and the reply's ``missing_shards`` says so.
+        ingress_replicas: Processes that take HTTP requests; a second one takes over where the first is lost.
         start_timeout_s: Longest wait for the deployments, model loading included.
     """
 
@@ -72,6 +83,7 @@ class ServeConfig(Config):
     store: str
     base_model: str | None = None
     store_version: int | None = Field(None, ge=1)
+    store_refresh_s: float = Field(10.0, ge=0)
     index: Literal["none", "auto", "required"] = "auto"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
@@ -93,8 +105,11 @@ class ServeConfig(Config):
     engine_replicas: int = Field(1, ge=1)
     engine_cpus: float = Field(0.5, gt=0)
     engine_gpus: float = Field(1, gt=0)
+    retriever_shards: int = Field(1, ge=1)
+    on_lost_shard: Literal["error", "partial"] = "error"
     retriever_replicas: int = Field(1, ge=1)
     retriever_cpus: float = Field(0.25, gt=0)
+    ingress_replicas: int = Field(1, ge=1)
     start_timeout_s: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")

@@ -35,6 +35,8 @@ APP_NAME = "clara"
 _INGRESS_REQUESTS = 10_000
 _INGRESS_CPUS = 0.1
 _POLL_S = 0.2
+# On top of the longest request.
+_DRAIN_S = 5.0
 _SHUTDOWN_S = 60.0
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 
@@ -54,12 +56,23 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
         }
     )
     device = _device(config)
+    # What a replica has begun may end, and it is stopped as soon as it has.
+    drain = {
+        "graceful_shutdown_timeout_s": config.limits.request_timeout_s + _DRAIN_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
     retriever = serve.deployment(
         Retriever,
         num_replicas=config.retriever_replicas,
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": config.retriever_cpus},
-    ).bind(config)
+        **drain,
+    )
+    one = config.retriever_shards == 1
+    retrievers = [
+        retriever.options(name="Retriever" if one else f"Retriever-{shard}").bind(config, shard)
+        for shard in range(config.retriever_shards)
+    ]
     engine = serve.deployment(
         Engine,
         num_replicas=config.engine_replicas,
@@ -71,12 +84,15 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
             "num_cpus": config.engine_cpus,
             "num_gpus": config.engine_gpus if device == "cuda" else 0,
         },
-    ).bind(config, device, retriever)
+        **drain,
+    ).bind(config, device, retrievers)
     return serve.deployment(
         serve.ingress()(Ingress),
+        num_replicas=config.ingress_replicas,
         max_ongoing_requests=_INGRESS_REQUESTS,
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
+        **drain,
     ).bind(config, engine)
 
 

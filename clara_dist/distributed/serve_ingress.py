@@ -21,6 +21,8 @@ from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done
 
 # How long a request waits for an engine that is being loaded, before it is told so.
 _FIRST_CONTACT_S = 1.0
+# An engine that said something so recently is there, even if it has no time for a probe.
+_BUSY_S = 10.0
 
 
 class Ingress:
@@ -31,27 +33,32 @@ class Ingress:
         self._keys = ApiKeys.from_environment(config)
         self._engine = engine
         self._contact: asyncio.Task[Health] | None = None
+        self._known: Health | None = None
+        self._heard = 0.0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook for an app that is built in the replica, around this object."""
         return build_api(self._config, self, self._keys)
 
     async def health(self) -> Health:
-        """What the engine serves.
+        """What the engine serves, asked anew.
 
         Raises:
-            ApiError: 503 while no engine has been reached since the start, or since the last one was lost.
+            ApiError: 503 where no engine is there, or too much of the store is missing.
         """
-        if self._contact is None:
-            self._contact = asyncio.create_task(self._describe())
-        contact = self._contact
-        await asyncio.wait({contact}, timeout=_FIRST_CONTACT_S)
-        if not contact.done():
-            raise not_ready()
-        if contact.cancelled() or contact.exception() is not None:
-            self._contact = None
-            raise not_ready()
-        return contact.result()
+        response = self._engine.describe.remote()
+        try:
+            known: Health = await asyncio.wait_for(response, _FIRST_CONTACT_S)
+            self._known = known
+        except (asyncio.TimeoutError, BackPressureError):
+            response.cancel()
+            # An engine that is full makes its probes wait as well, and is no less ready for that.
+            if self._known is None or time.monotonic() - self._heard > _BUSY_S:
+                raise not_ready() from None
+            known = self._known
+        except Exception as error:
+            raise self._translate(error) from None
+        return known
 
     async def answer(self, ask: Ask) -> AnswerReply:
         reply: AnswerReply = await self._call("answer", ask)
@@ -59,13 +66,14 @@ class Ingress:
 
     async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         """An answer as it comes. Whoever closes the iterator cancels it in the engine."""
-        await self.health()
+        await self._require_engine()
         deadline = time.monotonic() + self._config.limits.request_timeout_s
         response = self._engine.options(stream=True).stream.remote(ask)
         ended = False
         try:
             while not ended:
                 event = await asyncio.wait_for(anext(response), max(0.0, deadline - time.monotonic()))
+                self._heard = time.monotonic()
                 ended = isinstance(event, Done)
                 yield event
         except asyncio.TimeoutError:
@@ -80,16 +88,35 @@ class Ingress:
         reply: RetrieveReply = await self._call("retrieve", question, top_k, where)
         return reply
 
+    async def _require_engine(self) -> None:
+        """Let a request wait for the engine no longer than a moment, while none has been reached yet.
+
+        Raises:
+            ApiError: 503 while no engine has been reached since the start, or since the last one was lost.
+        """
+        if self._contact is None:
+            self._contact = asyncio.create_task(self._describe())
+        contact = self._contact
+        await asyncio.wait({contact}, timeout=_FIRST_CONTACT_S)
+        if not contact.done():
+            raise not_ready()
+        error = None if contact.cancelled() else contact.exception()
+        if contact.cancelled() or error is not None:
+            self._contact = None
+            raise self._translate(error) if isinstance(error, Exception) else not_ready()
+
     async def _describe(self) -> Health:
         health: Health = await self._engine.describe.remote()
         return health
 
     async def _call(self, method: str, *args: Any) -> Any:
-        await self.health()
+        await self._require_engine()
         timeout_s = self._config.limits.request_timeout_s
         response = getattr(self._engine, method).remote(*args)
         try:
-            return await asyncio.wait_for(response, timeout_s)
+            reply = await asyncio.wait_for(response, timeout_s)
+            self._heard = time.monotonic()
+            return reply
         except (asyncio.TimeoutError, asyncio.CancelledError) as error:
             # Too late, or the client has left: the request gives up its place in the batch that it waits for.
             response.cancel()
@@ -107,7 +134,7 @@ class Ingress:
             return overloaded()
         if isinstance(error, (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)):
             # Serve replaces the replica; until the new one has answered, clients are told to wait.
-            self._contact = None
+            self._contact = self._known = None
             return not_ready()
         cause: BaseException = error
         while isinstance(cause, RayTaskError):

@@ -249,6 +249,7 @@ def test_keys_guard_everything_but_health() -> None:
         "model_version": "abc",
         "store_version": 2,
         "n_documents": 4,
+        "missing_shards": 0,
     }
 
 

@@ -17,7 +17,7 @@ from clara_dist.distributed import serve_ingress
 from clara_dist.distributed.serve_errors import ApiError
 from clara_dist.distributed.serve_ingress import Ingress
 from clara_dist.distributed.serve_messages import Ask
-from clara_dist.errors import StoreError, TokenizationError
+from clara_dist.errors import StoreError, TokenizationError, UnavailableError
 from clara_dist.inference.engine import Sampling
 
 CONFIG = ServeConfig(model="m", store="s", limits=LimitsConfig(request_timeout_s=0.05))
@@ -126,7 +126,7 @@ def test_a_lost_engine_is_503_until_the_next_one_answers() -> None:
         assert ingress._contact is not None
         ingress._contact.cancel()
         with pytest.raises(ApiError):
-            await ingress.health()
+            await ingress.answer(ASK)
         return statuses, await ingress.answer(ASK)
 
     assert asyncio.run(ask()) == ([503, 503], "reply")
@@ -139,3 +139,26 @@ def test_errors_cross_processes_without_their_stack_traces() -> None:
     error = refusal(Handle(describe=[HEALTH], answer=[nested]))
     assert error.status == 500
     assert "secret" not in error.message
+
+
+def test_health_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is lost, or has lost its store, is not ready; one that has no time for the probe is."""
+    lost = task_error(UnavailableError("1 of 2 parts of the document store do not answer"))
+    full = BackPressureError(5, 4)
+    ingress = Ingress(CONFIG, Handle(describe=[HEALTH, lost, HEALTH, None, full, full], answer=["reply"]))  # type: ignore[arg-type]
+
+    async def probe() -> int:
+        try:
+            await ingress.health()
+        except ApiError as error:
+            return error.status
+        return 200
+
+    async def probes() -> list[int]:
+        statuses = [await probe() for _ in range(2)]
+        await ingress.answer(ASK)  # takes a HEALTH for itself
+        statuses += [await probe() for _ in range(2)]
+        monkeypatch.setattr(serve_ingress, "_BUSY_S", 0.0)
+        return [*statuses, await probe()]
+
+    assert asyncio.run(probes()) == [200, 503, 200, 200, 503]

@@ -48,6 +48,7 @@ class Engine:
         self.asked: list[Ask] = []
         self.go_on = threading.Event()
         self.left = threading.Event()
+        self.missing_shards = 0
 
     async def health(self) -> Health:
         return Health(model_version="abc", store_version=2, n_documents=4480)
@@ -64,7 +65,8 @@ class Engine:
         self.asked.append(ask)
         ended = False
         try:
-            yield Found(SOURCES, TIMINGS, 7, "abc", 2, WORDS if ask.explain else ())
+            words = WORDS if ask.explain else ()
+            yield Found(SOURCES, TIMINGS, 7, "abc", 2, words, self.missing_shards)
             yield Piece("In ", 1)
             while not self.go_on.is_set():
                 await asyncio.sleep(0.01)
@@ -145,6 +147,7 @@ def test_an_answer_is_watched_as_it_comes(browser: webdriver.Chrome) -> None:
         assert browser.title == "CLaRa"
         browser.find_element(By.TAG_NAME, "summary").click()
         assert [mark.text for mark in browser.find_elements(By.CSS_SELECTOR, "#words mark.added")] == ["built"]
+        assert not browser.find_element(By.ID, "partial").is_displayed()
     (asked,) = engine.asked
     assert (asked.question, asked.top_k, asked.explain) == ("When was the lighthouse built?", 2, True)
     assert [
@@ -155,9 +158,11 @@ def test_an_answer_is_watched_as_it_comes(browser: webdriver.Chrome) -> None:
 @pytest.mark.browser
 def test_who_stops_is_gone_at_the_engine_too(browser: webdriver.Chrome) -> None:
     engine = Engine()
+    engine.missing_shards = 1
     with serving(engine) as url:
         browser.get(f"{url}/?q=When%3F")  # a link that asks
         wait(browser, lambda: text(browser, "answer") == "In")
+        assert browser.find_element(By.ID, "partial").is_displayed()
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
         assert engine.left.wait(30)
         wait(browser, lambda: browser.find_element(By.ID, "answer").get_attribute("aria-busy") == "false")
