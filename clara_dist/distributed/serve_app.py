@@ -170,7 +170,12 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
             _wait_for_health(url, config.start_timeout_s)
             yield url
         finally:
-            _shut_down_serve()
+            try:
+                # While the proxy still stands: with it would fall the answers that are under way.
+                if APP_NAME in serve.status().applications:
+                    serve.delete(APP_NAME)
+            finally:
+                _shut_down_serve()
 
 
 def run(config: ServeConfig, *, address: str | None = None) -> None:
@@ -182,7 +187,7 @@ def run(config: ServeConfig, *, address: str | None = None) -> None:
         print(f"serving at {url}; stop with Ctrl-C. Ask it:")
         print(f"  curl {url}/v1/answers -H 'Content-Type: application/json'{key} -d '{body}'", flush=True)
         _wait_for_stop()
-        print("shutting down ...", flush=True)
+        print("finishing what has begun, then shutting down; Ctrl-C again does so at once ...", flush=True)
 
 
 def _wait_for_stop() -> None:

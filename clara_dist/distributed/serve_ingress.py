@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI
@@ -23,6 +24,8 @@ from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done
 _FIRST_CONTACT_S = 1.0
 # An engine that said something so recently is there, even if it has no time for a probe.
 _BUSY_S = 10.0
+# A request whose engine dies is given to another one, once: it may be what kills them.
+_LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 
 
 class Ingress:
@@ -66,8 +69,22 @@ class Ingress:
 
     async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         """An answer as it comes. Whoever closes the iterator cancels it in the engine."""
-        await self._require_engine()
         deadline = time.monotonic() + self._config.limits.request_timeout_s
+        for is_last in (False, True):
+            await self._require_engine()
+            begun = False
+            try:
+                async with aclosing(self._events(ask, deadline)) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+                return
+            except _LOST as error:
+                self._forget_engine()
+                if begun or is_last:
+                    raise self._translate(error) from None
+
+    async def _events(self, ask: Ask, deadline: float) -> AsyncGenerator[AnswerEvent, None]:
         response = self._engine.options(stream=True).stream.remote(ask)
         ended = False
         try:
@@ -78,6 +95,8 @@ class Ingress:
                 yield event
         except asyncio.TimeoutError:
             raise self._late() from None
+        except _LOST:
+            raise
         except Exception as error:
             raise self._translate(error) from None
         finally:
@@ -110,21 +129,32 @@ class Ingress:
         return health
 
     async def _call(self, method: str, *args: Any) -> Any:
-        await self._require_engine()
-        timeout_s = self._config.limits.request_timeout_s
-        response = getattr(self._engine, method).remote(*args)
-        try:
-            reply = await asyncio.wait_for(response, timeout_s)
-            self._heard = time.monotonic()
-            return reply
-        except (asyncio.TimeoutError, asyncio.CancelledError) as error:
-            # Too late, or the client has left: the request gives up its place in the batch that it waits for.
-            response.cancel()
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            raise self._late() from None
-        except Exception as error:
-            raise self._translate(error) from None
+        deadline = time.monotonic() + self._config.limits.request_timeout_s
+        for is_last in (False, True):
+            await self._require_engine()
+            response = getattr(self._engine, method).remote(*args)
+            try:
+                reply = await asyncio.wait_for(response, max(0.0, deadline - time.monotonic()))
+            except (asyncio.TimeoutError, asyncio.CancelledError) as error:
+                # Too late, or the client has left: the request gives up its place in the batch that it waits for.
+                response.cancel()
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                raise self._late() from None
+            except _LOST as error:
+                self._forget_engine()
+                if is_last:
+                    raise self._translate(error) from None
+            except Exception as error:
+                raise self._translate(error) from None
+            else:
+                self._heard = time.monotonic()
+                return reply
+        raise AssertionError("unreachable")
+
+    def _forget_engine(self) -> None:
+        """Serve replaces the replica; until another one has answered, clients are told to wait."""
+        self._contact = self._known = None
 
     def _late(self) -> ApiError:
         return ApiError(504, f"no answer within {self._config.limits.request_timeout_s:g} s")
@@ -132,9 +162,8 @@ class Ingress:
     def _translate(self, error: Exception) -> ApiError:
         if isinstance(error, BackPressureError):
             return overloaded()
-        if isinstance(error, (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)):
-            # Serve replaces the replica; until the new one has answered, clients are told to wait.
-            self._contact = self._known = None
+        if isinstance(error, _LOST):
+            self._forget_engine()
             return not_ready()
         cause: BaseException = error
         while isinstance(cause, RayTaskError):

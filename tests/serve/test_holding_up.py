@@ -130,7 +130,8 @@ def holding(server: str, config: ServeConfig) -> Iterator[str]:
 
     deploy(config, name="holding", route_prefix="/holding")
     yield f"{server}/holding"
-    serve.delete("holding")
+    if "holding" in serve.status().applications:
+        serve.delete("holding")
 
 
 @pytest.mark.parametrize("name", ["Engine", "Retriever", "Ingress"])
@@ -179,3 +180,15 @@ def test_the_server_is_updated_under_load(holding: str, config: ServeConfig) -> 
     print(f"\nserver updated: {len(load.failed)} of {load.n} failed: {load.failed[:3]}")
     assert load.failed == []
     assert {reply["usage"]["completion_tokens"] <= 3 for reply in load.ok[-20:]} == {True}
+
+
+def test_a_server_that_stops_finishes_what_it_has_begun(holding: str) -> None:
+    """Whoever comes later finds nothing there; nobody's connection breaks."""
+    from ray import serve
+
+    with Load(holding) as load:
+        load.run_until(lambda: len(load.ok) >= 50)
+        serve.delete("holding")
+        load.run_until(lambda: len(load.failed) >= N_CLIENTS)
+    print(f"\nserver stopped: {load.failed[:1]}")
+    assert {problem.split()[0] for _, problem in load.failed} == {"404"}

@@ -11,12 +11,12 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from clara_dist.config.http import Health
+from clara_dist.config.http import Health, Timings
 from clara_dist.config.serve import LimitsConfig, ServeConfig
 from clara_dist.distributed import serve_ingress
 from clara_dist.distributed.serve_errors import ApiError
 from clara_dist.distributed.serve_ingress import Ingress
-from clara_dist.distributed.serve_messages import Ask
+from clara_dist.distributed.serve_messages import Ask, Done
 from clara_dist.errors import StoreError, TokenizationError, UnavailableError
 from clara_dist.inference.engine import Sampling
 
@@ -113,9 +113,60 @@ def test_a_client_that_leaves_takes_its_request_along() -> None:
     assert handle.responses[1].cancelled
 
 
+def test_a_request_that_loses_its_engine_is_given_to_another_one_once() -> None:
+    died = task_error(ActorDiedError())
+    handle = Handle(describe=[HEALTH], answer=[died, "reply"])
+    assert asyncio.run(Ingress(CONFIG, handle).answer(ASK)) == "reply"  # type: ignore[arg-type]
+    assert len(handle.responses) == 4  # each after an engine was met
+    assert refusal(Handle(describe=[HEALTH], answer=[died, died, "reply"])).status == 503
+
+
+def test_a_stream_is_begun_anew_only_if_nothing_of_it_was_sent() -> None:
+    died = task_error(ActorDiedError())
+
+    def stream_of(*attempts: list[Any]) -> tuple[list[Any], int]:
+        """What a client gets of an engine whose streams end in these ways, and the status that it ends with."""
+        streams = iter(attempts)
+
+        class Stream:
+            def __init__(self) -> None:
+                self._events = iter(next(streams))
+
+            async def __anext__(self) -> Any:
+                event = next(self._events)
+                if isinstance(event, Exception):
+                    raise event
+                return event
+
+            def cancel(self) -> None:
+                pass
+
+        handle = Handle(describe=[HEALTH])
+        handle.options = lambda stream: SimpleNamespace(stream=SimpleNamespace(remote=lambda ask: Stream()))  # type: ignore[attr-defined]
+
+        async def read() -> tuple[list[Any], int]:
+            got = []
+            try:
+                async for event in Ingress(CONFIG, handle).stream(ASK):  # type: ignore[arg-type]
+                    got.append(event)
+            except ApiError as error:
+                return got, error.status
+            return got, 200
+
+        return asyncio.run(read())
+
+    done = Done("stop", 1, Timings(queue=0, reason=0, retrieve=0, total=0))
+    assert stream_of([died], ["a", done]) == (["a", done], 200)
+    assert stream_of(["a", died], ["a", done]) == (["a"], 503)
+    assert stream_of([died], [died], ["a", done]) == ([], 503)
+
+
 def test_a_lost_engine_is_503_until_the_next_one_answers() -> None:
     died = task_error(ActorDiedError())
-    ingress = Ingress(CONFIG, Handle(describe=[HEALTH, None, HEALTH], answer=[died, "reply"]))  # type: ignore[arg-type]
+    ingress = Ingress(
+        CONFIG,
+        Handle(describe=[HEALTH, HEALTH, None, HEALTH], answer=[died, died, "reply"]),  # type: ignore[arg-type]
+    )
 
     async def ask() -> Any:
         statuses = []
