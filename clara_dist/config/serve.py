@@ -21,6 +21,9 @@ class LimitsConfig(Config):
         max_top_k: Most documents of one answer.
         max_tokens: Longest answer.
         max_body_bytes: Largest request body, checked while it arrives and before it is parsed.
+        max_documents: Most documents that one request adds or removes.
+        max_document_chars: Longest text of a document that is added.
+        max_documents_bytes: ``max_body_bytes`` of ``/v1/documents``.
         max_queued_requests: Requests that wait for the engine beyond those that it holds (two batches per replica);
             one more is answered 429.
         body_timeout_s: Time for a body to arrive; then 408.
@@ -34,6 +37,9 @@ class LimitsConfig(Config):
     max_top_k: int = Field(20, ge=1)
     max_tokens: int = Field(512, ge=1)
     max_body_bytes: int = Field(65_536, ge=1)
+    max_documents: int = Field(100, ge=1)
+    max_document_chars: int = Field(100_000, ge=1)
+    max_documents_bytes: int = Field(4 << 20, ge=1)
     max_queued_requests: int = Field(128, ge=0)
     body_timeout_s: float = Field(10.0, gt=0)
     request_timeout_s: float = Field(120.0, gt=0)
@@ -55,6 +61,7 @@ class ServeConfig(Config):
         host: Address that HTTP listens on. Any other than loopback needs an API key.
         api_key_env: Environment variable of the ingress process with the accepted API keys, separated by commas. On
             loopback it may be unset; then only clients on loopback are answered.
+        api_key_file: File of further keys, one a line, on every node with an ingress; a change of it is noticed.
         top_k: Documents per answer where the request does not say.
         max_tokens: Longest answer where the request does not say.
         model_name: What OpenAI's clients call the model.
@@ -75,6 +82,10 @@ class ServeConfig(Config):
             replicas, which holds nothing but its shards of the store.
         on_lost_shard: What becomes of questions while a part does not answer. ``error``: 503; ``partial``: they are
             answered from the other parts, and the reply's ``missing_shards`` says so.
+        allow_writes: Offer ``POST`` and ``DELETE /v1/documents``, to everybody who may ask. A replica of its own holds
+            another copy of the model, and compresses what comes.
+        writer_cpus: Ray CPUs of it.
+        writer_gpus: Ray GPUs of it; 0: it compresses on a CPU.
         ingress_replicas: Processes that take HTTP requests; a second one takes over where the first is lost.
         start_timeout_s: Longest wait for the deployments, model loading included.
     """
@@ -88,6 +99,7 @@ class ServeConfig(Config):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
     api_key_env: str = "CLARA_API_KEY"
+    api_key_file: str | None = None
     top_k: int = Field(5, ge=1)
     max_tokens: int = Field(64, ge=1)
     limits: LimitsConfig = LimitsConfig()
@@ -109,6 +121,9 @@ class ServeConfig(Config):
     on_lost_shard: Literal["error", "partial"] = "error"
     retriever_replicas: int = Field(1, ge=1)
     retriever_cpus: float = Field(0.25, gt=0)
+    allow_writes: bool = False
+    writer_cpus: float = Field(0.25, gt=0)
+    writer_gpus: float = Field(0, ge=0)
     ingress_replicas: int = Field(1, ge=1)
     start_timeout_s: float = Field(600.0, gt=0)
 
@@ -123,6 +138,14 @@ class ServeConfig(Config):
     def _generator_can_be_merged(self) -> ServeConfig:
         if self.engine == "vllm" and self.quantization is not None:
             raise ValueError("engine vllm serves a merged generator, and a quantised base cannot be merged with")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_written_is_served(self) -> ServeConfig:
+        if self.allow_writes and (self.store_version is not None or self.store_refresh_s == 0):
+            raise ValueError(
+                "allow_writes needs a server that follows its store: store_version null, store_refresh_s > 0"
+            )
         return self
 
     @property

@@ -26,6 +26,7 @@ from clara_dist.distributed.serve_engine import Engine
 from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_ingress import Ingress
 from clara_dist.distributed.serve_retriever import Retriever
+from clara_dist.distributed.serve_writer import Writer
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.errors import ClusterError, ConfigError, RequestError
 
@@ -53,6 +54,7 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
             "model": absolute(config.model),
             "base_model": absolute_base(config.model, config.base_model),
             "store": absolute(config.store),
+            "api_key_file": None if config.api_key_file is None else absolute(config.api_key_file),
         }
     )
     device = _device(config)
@@ -93,7 +95,19 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
         **drain,
-    ).bind(config, engine)
+    ).bind(config, engine, _writer(config, drain) if config.allow_writes else None)
+
+
+def _writer(config: ServeConfig, drain: dict[str, float]) -> serve.Application:
+    return serve.deployment(
+        Writer,
+        # One: requests take turns anyway, and every version has one parent.
+        num_replicas=1,
+        max_queued_requests=config.limits.max_queued_requests,
+        max_constructor_retry_count=2,
+        ray_actor_options={"num_cpus": config.writer_cpus, "num_gpus": config.writer_gpus},
+        **drain,
+    ).bind(config, "cuda" if config.writer_gpus else "cpu")
 
 
 def _device(config: ServeConfig) -> str:
@@ -153,7 +167,7 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
         ConfigError: Model or store is not there, the port is taken, or an API key is missing.
         ClusterError: A local Ray has no room for the engine, Serve runs there already, or a deployment cannot start.
     """
-    ApiKeys.from_environment(config)
+    ApiKeys.of(config)
     _require_directories(config)
     _require_free_port(config)
     with connect(address):
@@ -183,7 +197,7 @@ def run(config: ServeConfig, *, address: str | None = None) -> None:
     print(f"loading {config.model} and {config.store} ...", flush=True)
     with serving(config, address=address) as url:
         body = json.dumps({"question": "..."})
-        key = f" -H 'Authorization: Bearer '\"${config.api_key_env}\"" if ApiKeys.from_environment(config) else ""
+        key = f" -H 'Authorization: Bearer '\"${config.api_key_env}\"" if ApiKeys.of(config) else ""
         print(f"serving at {url}; stop with Ctrl-C. Ask it:")
         print(f"  curl {url}/v1/answers -H 'Content-Type: application/json'{key} -d '{body}'", flush=True)
         _wait_for_stop()

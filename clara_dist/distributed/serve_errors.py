@@ -21,6 +21,7 @@ _CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
+    409: "conflict",
     413: "body_too_large",
     415: "unsupported_media_type",
     429: "overloaded",
@@ -29,7 +30,7 @@ _CODES = {
     504: "timeout",
 }
 # Seconds in which Serve replaces a replica, roughly.
-_SOON = {"Retry-After": "2"}
+SOON = {"Retry-After": "2"}
 
 
 class ApiError(Exception):
@@ -66,7 +67,7 @@ def overloaded() -> ApiError:
 
 def not_ready() -> ApiError:
     """No engine can be reached yet, or it was just lost."""
-    return ApiError(503, "the model is being loaded; try again later", headers=_SOON)
+    return ApiError(503, "the model is being loaded; try again later", headers=SOON)
 
 
 def api_error(error: BaseException) -> ApiError:
@@ -84,7 +85,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, FilterError):
         return ApiError(400, _one_line(error), param="where")
     if isinstance(error, UnavailableError):
-        return ApiError(error.status, _one_line(error), headers=_SOON)
+        return ApiError(error.status, _one_line(error), headers=SOON)
     if isinstance(error, (RequestError, TokenizationError)):
         return ApiError(error.status if isinstance(error, RequestError) else 400, _one_line(error))
     error_id = uuid.uuid4().hex

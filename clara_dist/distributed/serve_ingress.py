@@ -13,9 +13,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from clara_dist.config.documents import DocumentsReply, DocumentsRequest, RemoveReply, RemoveRequest
 from clara_dist.config.http import AnswerReply, Health, RetrieveReply
 from clara_dist.config.serve import ServeConfig
-from clara_dist.distributed.serve_errors import ApiError, api_error, not_ready, overloaded
+from clara_dist.distributed.serve_errors import SOON, ApiError, api_error, not_ready, overloaded
 from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_http import build_api
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done
@@ -31,9 +32,10 @@ _LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 class Ingress:
     """`Backend` over an engine's handle. A plain class: Serve wraps it in `serve_app`."""
 
-    def __init__(self, config: ServeConfig, engine: DeploymentHandle) -> None:
+    def __init__(self, config: ServeConfig, engine: DeploymentHandle, writer: DeploymentHandle | None = None) -> None:
         self._config = config
-        self._keys = ApiKeys.from_environment(config)
+        self._writer = None if writer is None else RemoteWriter(writer, config.limits.request_timeout_s)
+        self._keys = ApiKeys.of(config)
         self._engine = engine
         self._contact: asyncio.Task[Health] | None = None
         self._known: Health | None = None
@@ -41,7 +43,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook for an app that is built in the replica, around this object."""
-        return build_api(self._config, self, self._keys)
+        return build_api(self._config, self, self._keys, self._writer)
 
     async def health(self) -> Health:
         """What the engine serves, asked anew.
@@ -160,12 +162,42 @@ class Ingress:
         return ApiError(504, f"no answer within {self._config.limits.request_timeout_s:g} s")
 
     def _translate(self, error: Exception) -> ApiError:
-        if isinstance(error, BackPressureError):
-            return overloaded()
         if isinstance(error, _LOST):
             self._forget_engine()
             return not_ready()
-        cause: BaseException = error
-        while isinstance(cause, RayTaskError):
-            cause = cause.cause
-        return api_error(cause)
+        return _translate(error)
+
+
+class RemoteWriter:
+    """`DocumentWriter` over a `Writer`'s handle. A change that does not answer is not asked for again."""
+
+    def __init__(self, writer: DeploymentHandle, timeout_s: float) -> None:
+        self._handle = writer
+        self._timeout_s = timeout_s
+
+    async def add(self, request: DocumentsRequest) -> DocumentsReply:
+        reply: DocumentsReply = await self._call("add", request)
+        return reply
+
+    async def remove(self, request: RemoveRequest) -> RemoveReply:
+        reply: RemoveReply = await self._call("remove", request)
+        return reply
+
+    async def _call(self, method: str, request: DocumentsRequest | RemoveRequest) -> Any:
+        try:
+            return await asyncio.wait_for(getattr(self._handle, method).remote(request), self._timeout_s)
+        except asyncio.TimeoutError:
+            raise ApiError(504, f"no word within {self._timeout_s:g} s; the change may still be made") from None
+        except _LOST:
+            raise ApiError(503, "the writer was lost; the change may have been made", headers=SOON) from None
+        except Exception as error:
+            raise _translate(error) from None
+
+
+def _translate(error: Exception) -> ApiError:
+    if isinstance(error, BackPressureError):
+        return overloaded()
+    cause: BaseException = error
+    while isinstance(cause, RayTaskError):
+        cause = cause.cause
+    return api_error(cause)

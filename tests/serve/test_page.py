@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -20,11 +18,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from clara_dist.config.http import AnswerReply, Health, LatentWord, RetrieveReply, Source, Timings
-from clara_dist.config.serve import ServeConfig
-from clara_dist.distributed.serve_guard import ApiKeys
-from clara_dist.distributed.serve_http import build_api
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
 from clara_dist.inference.engine import Piece
+from http_server import serving as serving_backend
 
 TIMINGS = Timings(queue=0.001, reason=0.02, retrieve=0.003, first_token=0.03, generate=0.4, total=0.424)
 SOURCES = (
@@ -80,18 +76,11 @@ class Engine:
 
 @contextmanager
 def serving(engine: Engine, keys: str = "") -> Iterator[str]:
-    config = ServeConfig(model="m", store="s", model_name="lighthouse")
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_api(config, engine, ApiKeys(keys)), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        engine.go_on.set()
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
+    with serving_backend(engine, keys, model_name="lighthouse") as url:
+        try:
+            yield url
+        finally:
+            engine.go_on.set()
 
 
 @pytest.fixture(scope="module")
