@@ -67,14 +67,7 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
         each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker if uses_gpu else 0}
         require_room(each, 1, "a compressor")  # fewer than ``workers`` do the job as well
-        rows, size_bytes = _shard_bounds(config)
-        units = plan_units(
-            config.corpus,
-            format=config.format,
-            fields=FieldMap.from_config(config, config.metadata_columns),
-            rows_per_unit=rows,
-            bytes_per_unit=size_bytes,
-        )
+        units = corpus_units(config)
         require_visible(_inputs(config, units), config.store)
         # Loading takes about as long as scanning: the two run side by side.
         resources: dict[str, Any] = {"num_cpus": each["CPU"], "num_gpus": each["GPU"]}
@@ -257,9 +250,24 @@ def _writer_info(config: CompressConfig, units: Sequence[CorpusUnit], survey: Su
     }
 
 
-def _shard_bounds(config: CompressConfig) -> tuple[int, int]:
+def corpus_units(config: CompressConfig) -> list[CorpusUnit]:
+    """The corpus in the units that become shards. Reads every file once.
+
+    Raises:
+        DataError: As `plan_units`.
+        ModelError: The model directory, whose memories' size decides that of the shards, is incomplete.
+    """
     n_memory_tokens, hidden_size = memory_shape(Path(config.model))
-    return config.shard_bounds(2 * n_memory_tokens * hidden_size, read_config(Path(config.model)).doc_max_tokens)
+    rows, size_bytes = config.shard_bounds(
+        2 * n_memory_tokens * hidden_size, read_config(Path(config.model)).doc_max_tokens
+    )
+    return plan_units(
+        config.corpus,
+        format=config.format,
+        fields=FieldMap.from_config(config, config.metadata_columns),
+        rows_per_unit=rows,
+        bytes_per_unit=size_bytes,
+    )
 
 
 def absolute_paths(config: CompressConfig) -> CompressConfig:

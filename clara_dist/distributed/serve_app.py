@@ -137,9 +137,7 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
         ConfigError: Model or store is not there, the port is taken, or an API key is missing.
         ClusterError: A local Ray has no room for the engine, Serve runs there already, or a deployment cannot start.
     """
-    ApiKeys.from_environment(config)
-    _require_directories(config)
-    _require_free_port(config)
+    require_startable(config)
     with connect(address):
         gpus = config.engine_gpus if _device(config) == "cuda" else 0
         require_room({"CPU": config.engine_cpus, "GPU": gpus}, config.engine_replicas, "the engine")
@@ -178,6 +176,17 @@ def _wait_for_stop() -> None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def require_startable(config: ServeConfig) -> None:
+    """What can be told before Ray is asked.
+
+    Raises:
+        ConfigError: Model or store is not there, the port is taken, or an API key is missing.
+    """
+    ApiKeys.from_environment(config)
+    _require_directories(config)
+    _require_free_port(config)
 
 
 def _require_directories(config: ServeConfig) -> None:
