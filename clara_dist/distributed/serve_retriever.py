@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clara_dist.config.serve import ServeConfig
+from clara_dist.distributed.serve_gauges import RetrieverMetrics
 from clara_dist.errors import FingerprintMismatchError
+from clara_dist.store.cache import cache_counts
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore, StoredDocument
 from clara_dist.store.schema import StoreSchema
@@ -58,6 +60,7 @@ class Retriever:
         from clara_dist.retrieval.index import open_searcher
 
         torch.set_num_threads(config.threads)
+        self._metrics = RetrieverMetrics()
         self._store = MemoryStore.open(config.store, config.store_version)
         self._searcher = open_searcher(self._store, config.index)
         self._served = ServedStore(
@@ -120,6 +123,10 @@ class Retriever:
             memory_TMD=self._store.take_memory(rows_T) if with_memory else None,
             store_version=self._store.version,
         )
+
+    def check_health(self) -> None:
+        """Serve's probe, and the moment to say what the cache did."""
+        self._metrics.observe(cache_counts())
 
     def _filtered(self, where: str) -> ExactSearcher:
         from clara_dist.retrieval.search import ExactSearcher
