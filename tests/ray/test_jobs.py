@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def free_ports(n: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """`ray start --head --block`, which ends all that it started when it is ended."""
+    """What `ray start --head --block` starts."""
     gcs, dashboard, client, agent = free_ports(4)
     token = secrets.token_hex(32)
     # A socket's path may have 107 characters: pytest's own directories are too deep.
@@ -91,11 +92,12 @@ def head() -> Iterator[Head]:
         wait_until_it_answers(head)
         yield head
     finally:
-        started = head.process.children(recursive=True)
-        process.terminate()
-        process.wait(60)
-        for left in psutil.wait_procs(started, timeout=5)[1]:
-            left.kill()
+        # Asked in order it takes half a minute, for nobody.
+        everything = [head.process, *head.process.children(recursive=True)]
+        for started in everything:
+            with suppress(psutil.NoSuchProcess):
+                started.kill()
+        psutil.wait_procs(everything, timeout=30)
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
@@ -167,6 +169,8 @@ def test_a_job_is_stopped_and_goes_on(head: Head, tiny_clara_dir: Path, tmp_path
     while len(list(shards.glob("[!.]*.arrow"))) < 5:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+    supervisor = next(p for p in head.process.children(recursive=True) if "JobSupervisor" in " ".join(p.cmdline()))
+    assert supervisor.environ()["RAY_JOB_STOP_WAIT_TIME_S"] == "300", "Ray's own 3 s are too short for a large shard"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
