@@ -17,6 +17,7 @@ from clara_dist.cli import (  # noqa: F401
     report,
     serve,
     evaluate,
+    submit,
     diagnose,
     store,
     store_changes,

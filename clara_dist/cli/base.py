@@ -33,6 +33,9 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file wit
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any setting by its dotted name; wins over flags.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check files, data and fingerprints, say what would run; no more.")
+]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Model directory.")]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Memory store: a directory or a URL.")]
 

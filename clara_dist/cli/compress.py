@@ -9,6 +9,7 @@ import typer
 
 from clara_dist.cli.base import (
     ConfigFile,
+    DryRun,
     FormatOption,
     IdField,
     MetadataFields,
@@ -53,6 +54,7 @@ def compress(
         float | None, typer.Option(help="More fail the job: below 1 a fraction of all rows, else a count.")
     ] = None,
     summary: Annotated[Path | None, typer.Option(help="Write the figures of the end to this file, as JSON.")] = None,
+    dry_run: DryRun = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
@@ -86,6 +88,12 @@ def compress(
         "on_existing": on_existing,
     }
     settings = resolve(CompressConfig, config, overrides, flags)
+
+    if dry_run:
+        from clara_dist.distributed import dry_run as plans
+
+        print(plans.compress(settings))
+        return
 
     from clara_dist.distributed import compress_job
 

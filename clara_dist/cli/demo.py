@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from clara_dist.cli.base import Overrides, app, resolve
+from clara_dist.cli.base import DryRun, Overrides, app, resolve
 
 
 @app.command()
@@ -36,6 +36,7 @@ def demo(
 def pipeline(
     config: Annotated[Path, typer.Option(help="YAML file with prepare, compress, joint and evaluate.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the pipeline was stopped.")] = False,
+    dry_run: DryRun = False,
     overrides: Overrides = None,
 ) -> None:
     """Run the whole road as one job: train the compressor, compress, train jointly, evaluate.
@@ -47,6 +48,12 @@ def pipeline(
     from clara_dist.config.pipeline import PipelineConfig
 
     settings = resolve(PipelineConfig, config, overrides)
+
+    if dry_run:
+        from clara_dist.distributed import dry_run as plans
+
+        print(plans.pipeline(settings, resume=resume))
+        return
 
     from clara_dist.distributed.pipeline import run
 

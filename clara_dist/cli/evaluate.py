@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clara_dist.cli.base import ConfigFile, ModelOption, Overrides, StoreOption, app, resolve
+from clara_dist.cli.base import ConfigFile, DryRun, ModelOption, Overrides, StoreOption, app, resolve
 
 
 @app.command("eval")
@@ -15,6 +15,7 @@ def evaluate(
     store: StoreOption = None,
     questions: Annotated[str | None, typer.Option(help="Questions with answers and positives (jsonl).")] = None,
     output: Annotated[str | None, typer.Option(help="Directory for report, table and every answer.")] = None,
+    dry_run: DryRun = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
@@ -28,6 +29,12 @@ def evaluate(
 
     flags = {"model": model, "store": store, "questions": questions, "output": output}
     settings = resolve(EvaluateConfig, config, overrides, flags)
+
+    if dry_run:
+        from clara_dist.distributed import dry_run as plans
+
+        print(plans.evaluate(settings))
+        return
 
     from clara_dist.distributed import evaluate_job
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clara_dist.cli.base import ConfigFile, ModelOption, Overrides, StoreOption, app, resolve
+from clara_dist.cli.base import ConfigFile, DryRun, ModelOption, Overrides, StoreOption, app, resolve
 
 
 @app.command()
@@ -15,6 +15,7 @@ def serve(
     store: StoreOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; any but loopback needs an API key.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    dry_run: DryRun = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
@@ -27,6 +28,12 @@ def serve(
     from clara_dist.config.serve import ServeConfig
 
     settings = resolve(ServeConfig, config, overrides, {"model": model, "store": store, "host": host, "port": port})
+
+    if dry_run:
+        from clara_dist.distributed import dry_run as plans
+
+        print(plans.serve(settings))
+        return
 
     from clara_dist.distributed import serve_app
 

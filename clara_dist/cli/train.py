@@ -62,7 +62,4 @@ def run_settings(
     pipeline = resolve(PipelineConfig, config, overrides)
     if part == "prepare":
         return pipeline.prepare
-    if planned and not Path(str(pipeline.joint.model)).is_dir():
-        # The model that this run will start from has the shape of the one that is to be prepared.
-        return pipeline.joint.model_copy(update={"model": pipeline.prepare.model})
-    return pipeline.joint
+    return pipeline.planned_joint if planned else pipeline.joint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
@@ -67,6 +68,13 @@ class PipelineConfig(Config):
         if self.evaluate.output is None:
             raise ValueError("evaluate needs output")
         return self
+
+    @property
+    def planned_joint(self) -> TrainConfig:
+        """``joint`` as it can be planned: a model that is not there yet has the shape of the one it is prepared as."""
+        if Path(str(self.joint.model)).is_dir():
+            return self.joint
+        return self.joint.model_copy(update={"model": self.prepare.model})
 
     @property
     def report_dir(self) -> str:

@@ -6,7 +6,8 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,6 +16,7 @@ import ray
 from ray.util.annotations import RayDeprecationWarning
 
 from clara_dist.distributed.stall import StallWatch
+from clara_dist.distributed.stopping import Stop
 from clara_dist.errors import ClaraError, ClusterError
 
 TaskT = TypeVar("TaskT")
@@ -66,6 +68,7 @@ class ActorPool:
         restarts: Of one actor within a round. A bound, because what dies while it starts would be started for ever.
         patience: Rounds in a row that finish nothing, before giving up.
         stall_s: A round ends when all it waits for are lost actors, and none of them is back after so many seconds.
+        stop: Asked to stop, the pool finishes the tasks that are under way, and the process ends.
     """
 
     size: int = 1
@@ -76,6 +79,7 @@ class ActorPool:
     restarts: int = 20
     patience: int = 3
     stall_s: float = 60.0
+    stop: Stop | None = None
 
     def __call__(
         self, worker: Callable[..., Callable[[TaskT], ResultT]], arguments: Mapping[str, Any], tasks: Sequence[TaskT]
@@ -86,6 +90,28 @@ class ActorPool:
             ClaraError: What a worker raised on purpose; at once.
             ClusterError: Some tasks could not be done; the message names them. All others are finished.
         """
+        with closing(self._rounds(worker, arguments, tasks)) as results:
+            if self.stop is None:
+                yield from results
+                return
+            # Which tasks were under way when the signal came is Ray's to know. Tasks are given out in order, so that
+            # these are among the next ones to come back; what is begun after them is lost, and done again.
+            n_more = self.size * self._in_flight
+            with self.stop.deferred():
+                for result in results:
+                    yield result
+                    n_more -= self.stop.is_asked
+                    if not n_more:
+                        return
+
+    @property
+    def _in_flight(self) -> int:
+        """Tasks that an actor has: one waits while another runs, but no more, since an idle actor would miss them."""
+        return max(2, self.concurrent_tasks)
+
+    def _rounds(
+        self, worker: Callable[..., Callable[[TaskT], ResultT]], arguments: Mapping[str, Any], tasks: Sequence[TaskT]
+    ) -> Generator[tuple[int, ResultT], None, None]:
         todo = dict(enumerate(tasks))
         fruitless, alone = 0, False
         while todo:
@@ -154,8 +180,7 @@ class ActorPool:
         return ray.data.ActorPoolStrategy(
             min_size=min(self.min_size or size, size),
             max_size=size,
-            # One is under way while another runs, but no more: what waits for one actor is missed by an idle one.
-            max_tasks_in_flight_per_actor=max(2, self.concurrent_tasks),
+            max_tasks_in_flight_per_actor=self._in_flight,
             max_concurrent_calls_per_actor=self.concurrent_tasks,
             enable_true_multi_threading=self.concurrent_tasks > 1,
         )

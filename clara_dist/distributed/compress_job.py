@@ -2,7 +2,8 @@
 
 ``plan`` deterministic units -> ``scan`` them for bad rows and repeated ids -> list the rejects, and stop here if they
 are too many -> compress each unit into one shard with a name of its own -> commit the manifest. A job that is killed
-leaves the store's versions as they were; run again, it keeps the shards that are finished.
+leaves the store's versions as they were; run again, it keeps the shards that are finished. One that is asked to stop
+(SIGTERM) finishes those that are under way first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from clara_dist.distributed.compress_workers import (
     identify_model,
     shard_name,
 )
-from clara_dist.distributed.paths import absolute, absolute_base
+from clara_dist.distributed.paths import absolute, absolute_base, absolute_output
 from clara_dist.distributed.progress import Progress
 from clara_dist.distributed.resources import require_room, result_of
 from clara_dist.distributed.session import cluster_has_gpus, connect
@@ -63,18 +64,11 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
     """
     config = absolute_paths(config)
     going_on = f"stopped; what is finished stays in {config.store}: the same command goes on from there"
-    with connect(address or config.address, num_cpus=num_cpus), stoppable(going_on):
+    with connect(address or config.address, num_cpus=num_cpus), stoppable(going_on) as stop:
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
         each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker if uses_gpu else 0}
         require_room(each, 1, "a compressor")  # fewer than ``workers`` do the job as well
-        rows, size_bytes = _shard_bounds(config)
-        units = plan_units(
-            config.corpus,
-            format=config.format,
-            fields=FieldMap.from_config(config, config.metadata_columns),
-            rows_per_unit=rows,
-            bytes_per_unit=size_bytes,
-        )
+        units = corpus_units(config)
         require_visible(_inputs(config, units), config.store)
         # Loading takes about as long as scanning: the two run side by side.
         resources: dict[str, Any] = {"num_cpus": each["CPU"], "num_gpus": each["GPU"]}
@@ -85,7 +79,7 @@ def compress(config: CompressConfig, *, address: str | None = None, num_cpus: in
             units,
             scan_on=ActorPool(workers.most, min_size=workers.least),
             # Two tasks: while the model works on one, the other is read before it or published after it.
-            compress_on=ActorPool(workers.most, min_size=workers.least, concurrent_tasks=2, **resources),
+            compress_on=ActorPool(workers.most, min_size=workers.least, concurrent_tasks=2, stop=stop, **resources),
             identify=lambda: result_of(identity, each, "the task that loads the model"),
             device="cuda" if uses_gpu else "cpu",
             metrics=CompressMetrics(),
@@ -257,9 +251,24 @@ def _writer_info(config: CompressConfig, units: Sequence[CorpusUnit], survey: Su
     }
 
 
-def _shard_bounds(config: CompressConfig) -> tuple[int, int]:
+def corpus_units(config: CompressConfig) -> list[CorpusUnit]:
+    """The corpus in the units that become shards. Reads every file once.
+
+    Raises:
+        DataError: As `plan_units`.
+        ModelError: The model directory, whose memories' size decides that of the shards, is incomplete.
+    """
     n_memory_tokens, hidden_size = memory_shape(Path(config.model))
-    return config.shard_bounds(2 * n_memory_tokens * hidden_size, read_config(Path(config.model)).doc_max_tokens)
+    rows, size_bytes = config.shard_bounds(
+        2 * n_memory_tokens * hidden_size, read_config(Path(config.model)).doc_max_tokens
+    )
+    return plan_units(
+        config.corpus,
+        format=config.format,
+        fields=FieldMap.from_config(config, config.metadata_columns),
+        rows_per_unit=rows,
+        bytes_per_unit=size_bytes,
+    )
 
 
 def absolute_paths(config: CompressConfig) -> CompressConfig:
@@ -272,8 +281,8 @@ def absolute_paths(config: CompressConfig) -> CompressConfig:
         update={
             "model": absolute(config.model),
             "base_model": absolute_base(config.model, config.base_model),
-            "store": absolute(config.store),
-            "rejects": absolute(config.rejects_path),
+            "store": absolute_output(config.store),
+            "rejects": absolute_output(config.rejects_path),
             "corpus": tuple(absolute(path) for path in config.corpus),
             "passage_overlap_tokens": config.overlap_tokens(model.doc_max_tokens),
         }

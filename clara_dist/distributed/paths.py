@@ -6,7 +6,11 @@ import json
 import os
 from pathlib import Path
 
+from clara_dist.errors import ConfigError
 from clara_dist.store.storage import is_url, local_path, refuse_credentials
+
+# Ray's folder, on every node, of the working directories of jobs.
+_UNPACKED = "working_dir_files"
 
 
 def absolute(path: str) -> str:
@@ -19,6 +23,24 @@ def absolute(path: str) -> str:
         return os.path.abspath(local_path(path))
     refuse_credentials(path)
     return path
+
+
+def absolute_output(path: str) -> str:
+    """As `absolute`, for what a job writes.
+
+    Raises:
+        ConfigError: It would be in the copy of a working directory that Ray unpacked for a job, and deletes after it.
+    """
+    found = absolute(path)
+    if not is_url(found) and _UNPACKED in Path(found).parts:
+        raise ConfigError(
+            "what the job writes would be deleted with its working directory",
+            got=found,
+            expected="a path from the root that all nodes see, or a URL",
+            hint="a submitted job runs in a copy of the working directory; name another place in the configuration, or "
+            "by an override",
+        )
+    return found
 
 
 def absolute_base(model: str, base_model: str | None) -> str | None:

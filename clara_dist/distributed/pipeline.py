@@ -10,6 +10,7 @@ from clara_dist.config.pipeline import PipelineConfig
 from clara_dist.distributed import train_job
 from clara_dist.distributed.compress_job import compress
 from clara_dist.distributed.evaluate_job import evaluate
+from clara_dist.distributed.paths import absolute_output
 from clara_dist.distributed.session import connect
 from clara_dist.distributed.steps import Step, run_steps
 
@@ -29,7 +30,8 @@ def run(config: PipelineConfig, *, resume: bool = False, address: str | None = N
         ClaraError: As the jobs raise, and what `run_steps` raises.
     """
     with connect(address, num_cpus=local_cpus(config)):
-        seconds = run_steps(steps(config, resume=resume), config.run_dir, settings=config.to_yaml(), resume=resume)
+        run_dir = absolute_output(config.run_dir)
+        seconds = run_steps(steps(config, resume=resume), run_dir, settings=config.to_yaml(), resume=resume)
     print(table(config))
     return seconds
 

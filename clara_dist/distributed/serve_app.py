@@ -28,6 +28,7 @@ from clara_dist.distributed.serve_ingress import Ingress
 from clara_dist.distributed.serve_retriever import Retriever
 from clara_dist.distributed.serve_writer import Writer
 from clara_dist.distributed.session import cluster_has_gpus, connect
+from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClusterError, ConfigError, RequestError
 
 APP_NAME = "clara"
@@ -165,14 +166,14 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
 
     Raises:
         ConfigError: Model or store is not there, the port is taken, or an API key is missing.
-        ClusterError: A local Ray has no room for the engine, Serve runs there already, or a deployment cannot start.
+        ClusterError: A local Ray has no room for the engine, a node does not see the files, Serve runs there already,
+            or a deployment cannot start.
     """
-    ApiKeys.of(config)
-    _require_directories(config)
-    _require_free_port(config)
+    require_startable(config)
     with connect(address):
         gpus = config.engine_gpus if _device(config) == "cuda" else 0
         require_room({"CPU": config.engine_cpus, "GPU": gpus}, config.engine_replicas, "the engine")
+        require_visible(_inputs(config), None)
         if _serve_is_running():
             raise ClusterError("Serve runs on this cluster already", hint="deploy to it with: serve deploy YAML")
         # What Serve says of itself on the console: warnings only.
@@ -215,11 +216,28 @@ def _wait_for_stop() -> None:
             signal.signal(number, handler)
 
 
+def require_startable(config: ServeConfig) -> None:
+    """What can be told before Ray is asked.
+
+    Raises:
+        ConfigError: Model or store is not there, the port is taken, or an API key is missing.
+    """
+    ApiKeys.of(config)
+    _require_directories(config)
+    _require_free_port(config)
+
+
 def _require_directories(config: ServeConfig) -> None:
     """Replicas would find out as well, half a minute later."""
     for what, path in (("model", config.model), ("store", config.store)):
         if "://" not in path and not Path(path).is_dir():
             raise ConfigError(f"there is no {what} to serve", got=path, expected="a directory")
+
+
+def _inputs(config: ServeConfig) -> list[str]:
+    base = absolute_base(config.model, config.base_model)
+    own = [base] if base and Path(base).is_dir() else []
+    return [absolute(config.model), *own, absolute(config.store)]
 
 
 def _require_free_port(config: ServeConfig) -> None:

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from clara_dist.config.http import AnswerReply, Health, RetrieveReply, Source, Timings, Usage
 from clara_dist.config.serve import ServeConfig
+from clara_dist.distributed.serve_gauges import EngineMetrics
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
 from clara_dist.distributed.serve_parts import Retrievers
 from clara_dist.distributed.serve_retriever import Retrieved
@@ -78,11 +79,13 @@ class Engine:
         await self._retrievers.start()
         batched = serve.batch(max_batch_size=config.batch_size, batch_wait_timeout_s=config.batch_wait_s)
         self._find_batched = batched(self._find_batch)
+        self._metrics = EngineMetrics()
 
     def check_health(self) -> None:
-        """Serve's probe: a replica without its engine's thread is replaced."""
+        """Serve's probe: a replica without its engine's thread is replaced. One that lives says what it does."""
         if not self._model.engine.is_alive:
             raise ModelError("the engine's thread has ended")
+        self._metrics.observe(self._model.engine.stats, self._model.gpu_memory_bytes)
 
     def __del__(self) -> None:
         """Serve calls it when a replica is stopped, after its requests."""

@@ -61,6 +61,14 @@ class ServedModel:
             threads=config.threads if device == "cpu" else None,
         )
 
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """What is taken of the model's GPU, by this process and others; 0 on a CPU."""
+        if self._clara.device.type != "cuda":
+            return 0
+        free, total = torch.cuda.mem_get_info(self._clara.device)
+        return total - free
+
     async def words(self, question: str, query_X: np.ndarray, source: Source) -> tuple[tuple[LatentWord, ...], ...]:
         """What each vector of a question decodes to, likeliest first, as `clara_dist.inference.explain` finds it."""
 

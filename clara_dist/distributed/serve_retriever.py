@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clara_dist.config.serve import ServeConfig
+from clara_dist.distributed.serve_gauges import RetrieverMetrics
 from clara_dist.errors import FingerprintMismatchError
+from clara_dist.store.cache import cache_counts
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.manifest import read_manifest
 from clara_dist.store.part import StorePart, open_part, share_shards
@@ -91,6 +93,7 @@ class Retriever:
         import torch
 
         torch.set_num_threads(config.threads)
+        self._metrics = RetrieverMetrics()
         self._config = config
         self._shard = shard
         self._open_versions: OrderedDict[int, _Opened] = OrderedDict()
@@ -176,6 +179,10 @@ class Retriever:
             memory_TMD=store.take_memory(rows_T) if with_memory else None,
             store_version=store.version,
         )
+
+    def check_health(self) -> None:
+        """Serve's probe, and the moment to say what the cache did."""
+        self._metrics.observe(cache_counts())
 
     def _newest(self) -> int:
         if self._config.store_version is not None:

@@ -40,8 +40,9 @@ def run_steps(steps: Sequence[Step], run_dir: str | Path, *, settings: str, resu
         ConfigError: A record is there and ``resume`` was not asked for, or it is of other settings.
     """
     record = Path(run_dir) / RECORD_FILE
-    identity = hashlib.sha256(settings.encode()).hexdigest()
-    seconds = _finished(record, identity, resume)
+    identity = _identity(settings)
+    seconds = finished_steps(run_dir, settings=settings, resume=resume)
+    _write(record, {"settings": identity, "seconds": seconds})
     for number, step in enumerate(steps, 1):
         if step.name in seconds:
             print(f"[{number}/{len(steps)}] {step.title}: finished earlier, in {seconds[step.name]:.0f} s", flush=True)
@@ -55,9 +56,10 @@ def run_steps(steps: Sequence[Step], run_dir: str | Path, *, settings: str, resu
     return seconds
 
 
-def _finished(record: Path, identity: str, resume: bool) -> dict[str, float]:
+def finished_steps(run_dir: str | Path, *, settings: str, resume: bool) -> dict[str, float]:
+    """Seconds of the steps that earlier runs have finished, by name; arguments and errors are those of `run_steps`."""
+    record = Path(run_dir) / RECORD_FILE
     if not record.exists():
-        _write(record, {"settings": identity, "seconds": {}})
         return {}
     if not resume:
         raise ConfigError(
@@ -65,14 +67,18 @@ def _finished(record: Path, identity: str, resume: bool) -> dict[str, float]:
         )
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
-        settings, seconds = known["settings"], {str(name): float(s) for name, s in known["seconds"].items()}
+        identity, seconds = known["settings"], {str(name): float(s) for name, s in known["seconds"].items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{record} is damaged", got=error, hint="choose another directory") from error
-    if settings != identity:
+    if identity != _identity(settings):
         raise ConfigError(
             f"{record.parent} holds a run with other settings", hint="repeat them, or choose another directory"
         )
     return seconds
+
+
+def _identity(settings: str) -> str:
+    return hashlib.sha256(settings.encode()).hexdigest()
 
 
 def _write(record: Path, content: object) -> None:

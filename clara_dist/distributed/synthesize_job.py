@@ -18,7 +18,7 @@ from clara_dist.data.corpus import CorpusUnit, plan_units, read_unit
 from clara_dist.data.documents import Document, FieldMap
 from clara_dist.distributed.actor_pool import ActorPool, Mapper, map_serially
 from clara_dist.distributed.compress_survey import Survey, survey_corpus
-from clara_dist.distributed.paths import absolute
+from clara_dist.distributed.paths import absolute, absolute_output
 from clara_dist.distributed.progress import Progress
 from clara_dist.distributed.resources import require_room
 from clara_dist.distributed.session import connect
@@ -262,7 +262,7 @@ def absolute_paths(config: SynthesizeConfig) -> SynthesizeConfig:
     return config.model_copy(
         update={
             "corpus": tuple(absolute(path) for path in config.corpus),
-            "output": absolute(config.output),
-            "rejects": absolute(config.rejects_path),
+            "output": absolute_output(config.output),
+            "rejects": absolute_output(config.rejects_path),
         }
     )

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clara_dist.config import ClaraConfig, StageConfig, TrainConfig
-from clara_dist.distributed.paths import absolute
+from clara_dist.distributed.paths import absolute, absolute_output
 from clara_dist.distributed.resources import (
     holders,
     is_local,
@@ -30,6 +30,7 @@ from clara_dist.distributed.resources import (
 )
 from clara_dist.distributed.search_actors import n_actors, searching
 from clara_dist.distributed.session import cluster_has_gpus, connect
+from clara_dist.distributed.stopping import stoppable
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClaraError, ClusterError, EchoedError, StorageError
 from clara_dist.store.storage import is_url
@@ -80,7 +81,8 @@ def train(
     report(Progress("connecting to Ray"))
     # A local Ray gets as many CPUs as the run asks for: on fewer cores it is slower, but it does not wait for ever.
     n_cpus = max(os.cpu_count() or 1, math.ceil(local_cpus(config)))
-    with connect(address, num_cpus=n_cpus):
+    going_on = f"stopped; {config.run_dir} has the last checkpoint: the same command with --resume goes on from there"
+    with connect(address, num_cpus=n_cpus), stoppable(going_on):
         require_visible(_inputs(config), config.run_dir)
         use_gpu = cluster_has_gpus() if config.use_gpu is None else config.use_gpu
         config = config.model_copy(update={"use_gpu": use_gpu})
@@ -127,12 +129,14 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
             model = model.model_copy(update={"base_model": os.path.abspath(model.base_model)})
     elif os.path.isdir(model):
         model = os.path.abspath(model)
-    return config.model_copy(update={"run_dir": absolute(config.run_dir), "stages": stages, "model": model})
+    return config.model_copy(update={"run_dir": absolute_output(config.run_dir), "stages": stages, "model": model})
 
 
 def _absolute_stage(stage: StageConfig) -> StageConfig:
-    paths = {name: getattr(stage, name) for name in ("data", "base_dir", "output", "store")}
+    paths = {name: getattr(stage, name) for name in ("data", "base_dir", "store")}
     update: dict[str, Any] = {name: absolute(path) for name, path in paths.items() if path is not None}
+    if stage.output is not None:
+        update["output"] = absolute_output(stage.output)
     if stage.evaluation is not None:
         update["evaluation"] = stage.evaluation.model_copy(update={"data": absolute(stage.evaluation.data)})
     return stage.model_copy(update=update)

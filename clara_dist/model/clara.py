@@ -20,7 +20,7 @@ from clara_dist.core.losses import token_nll
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
 from clara_dist.model.batch import Encoded, PackedTexts, PromptBatch, TextBatch
-from clara_dist.model.identity import base_fields, hash_tensors
+from clara_dist.model.identity import base_fields, document_fields
 from clara_dist.model.roles import RoleSwitch, add_roles
 from clara_dist.model.tokens import ClaraTokenizer
 
@@ -199,11 +199,8 @@ class ClaraModel(nn.Module):
         Raises:
             ModelError: The compressor was merged away; ask before merging.
         """
-        return self._base_fields | {
-            "compressor": hash_tensors(self.role_state("compressor")),
-            "lora_scale": str(self.config.lora.scale_alpha / self.config.lora.r),
-            "memory_embeddings": hash_tensors({"memory": self.memory_rows, "frame": self.frame_rows}),
-        }
+        rows = {"memory": self.memory_rows, "frame": self.frame_rows}
+        return self._base_fields | document_fields(self.config, self.role_state("compressor"), rows)
 
     @cached_property
     def _base_fields(self) -> dict[str, str]:

@@ -33,11 +33,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from clara_dist import __version__
-from clara_dist.config.model import ClaraConfig, Role
+from clara_dist.config.model import ClaraConfig, Quantization, Role
 from clara_dist.errors import ModelError
 from clara_dist.model import base as base_models
 from clara_dist.model import hub
 from clara_dist.model.clara import AnyModel, ClaraModel
+from clara_dist.model.identity import base_fields, document_fields
 from clara_dist.model.tokens import ClaraTokenizer
 
 CONFIG_FILE = "config.json"
@@ -225,6 +226,30 @@ def memory_shape(path: Path) -> tuple[int, int]:
             return read_config(path).n_memory_tokens, rows.get_slice("memory").get_shape()[1]
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot read {path / ROWS_FILE}", got=error, hint=_INCOMPLETE) from error
+
+
+def fingerprint_fields(
+    path: Path, *, base_model: str | None = None, quantization: Quantization | None = None
+) -> dict[str, str]:
+    """`ClaraModel.fingerprint_fields` of a model directory, from its files: the base is hashed and never loaded.
+
+    Args:
+        path: Model directory.
+        base_model: Where its base LLM is, if not where ``config.json`` says.
+        quantization: That the base would be loaded with.
+
+    Raises:
+        ModelError: The directory is incomplete, or the base cannot be read.
+    """
+    config = read_config(path)
+    base = base_models.resolve_base(config.base_model, path, base_model)
+    revision = hub.commit_of(base, config.base_revision if base == config.base_model else None)
+    config = config.model_copy(update={"base_model": base, "base_revision": revision})
+    tokenizer = ClaraTokenizer(base_models.load_tokenizer(str(path)), config)
+    base_rows = _read_tensors(path / BASE_ROWS_FILE) if (path / BASE_ROWS_FILE).exists() else {}
+    rows = _read_tensors(path / ROWS_FILE)
+    fields = base_fields(config, tokenizer.fingerprint(), quantization, base_rows)
+    return fields | document_fields(config, _read_tensors(path / "compressor" / ADAPTER_FILE), rows)
 
 
 @contextmanager

@@ -70,6 +70,23 @@ def base_fields(
     return fields
 
 
+def document_fields(
+    config: ClaraConfig, compressor: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Fingerprint fields of what training changes and documents depend on.
+
+    Args:
+        config: The model's.
+        compressor: The role's weights by PEFT's names.
+        rows: ``memory`` and ``frame``, the embeddings of the added tokens; others are left out.
+    """
+    return {
+        "compressor": hash_tensors(compressor),
+        "lora_scale": str(config.lora.scale_alpha / config.lora.r),
+        "memory_embeddings": hash_tensors({name: rows[name] for name in ("memory", "frame")}),
+    }
+
+
 def quantization_identity(quantization: Quantization | None) -> dict[str, str]:
     """Fingerprint fields of a quantised base, which gives other memories; a whole base has none, as it always had."""
     return {} if quantization is None else {"quantization": quantization}

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,29 @@ def local_shards(storage: Storage, shards: Sequence[ShardInfo]) -> ReadableFiles
         CorruptStoreError: A shard is missing, or its bytes are not those of its checksum.
     """
     return ShardCache.from_environment().fetch(storage, shards) if is_url(storage.url) else storage
+
+
+@dataclass(frozen=True)
+class CacheCounts:
+    """Shards that stores of this process wanted: found in the cache, and downloaded into it."""
+
+    hits: int
+    misses: int
+
+
+_counting = threading.Lock()
+_counts = CacheCounts(0, 0)
+
+
+def cache_counts() -> CacheCounts:
+    """What the caches of this process did since it started."""
+    return _counts
+
+
+def _count(hits: int, misses: int) -> None:
+    global _counts
+    with _counting:
+        _counts = CacheCounts(_counts.hits + hits, _counts.misses + misses)
 
 
 class ShardCache:
@@ -77,6 +101,7 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         wanted = {self._path(shard): shard for shard in shards}
         missing = [shard for path, shard in wanted.items() if not _use(path)]
+        _count(len(wanted) - len(missing), len(missing))
         if missing:
             n_bytes = sum(shard.size_bytes for shard in missing)
             self._make_room(n_bytes, wanted)

@@ -19,6 +19,7 @@ import pytest
 
 from clara_dist.errors import CorruptStoreError, StoreError
 from clara_dist.store import Manifest, MemoryStore, info, verify
+from clara_dist.store.cache import CacheCounts, cache_counts
 from clara_dist.store.storage import open_storage
 from fault_proxy import FaultProxy
 from tiny_stores import build_store, random_memory
@@ -44,14 +45,17 @@ def test_shards_are_downloaded_once_and_mapped(url: str, proxy: FaultProxy) -> N
     before = proxy.requests(SHARD_GET)
     assert info(url).manifest.n_documents == 6
     assert proxy.requests(SHARD_GET) == before
+    counted = cache_counts()
     store = MemoryStore.open(url)
     assert proxy.requests(SHARD_GET) == before + 3
+    assert cache_counts() == CacheCounts(counted.hits, counted.misses + 3)
     assert np.array_equal(store.take_memory(np.arange(6)), MEMORY)
     assert [path.name for path in cached()] == sorted(
         shard.checksum.replace(":", "-") + ".arrow" for shard in store.manifest.shards
     )
     again = pickle.loads(pickle.dumps(store))
     assert proxy.requests(SHARD_GET) == before + 3
+    assert cache_counts() == CacheCounts(counted.hits + 3, counted.misses + 3)
     assert (again.url, again.version) == (url, 1)
     assert np.array_equal(again.take_memory(np.arange(6)), MEMORY)
 

@@ -37,6 +37,7 @@ COMMANDS = [
     "serve",
     "ask",
     "eval",
+    "submit",
     "diagnose selection",
     "store info",
     "store versions",

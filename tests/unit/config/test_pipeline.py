@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from clara_dist.config import load_config
+from clara_dist.config import Config, TrainConfig, load_config
+from clara_dist.config.compress import CompressConfig
+from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.config.pipeline import PipelineConfig
+from clara_dist.config.serve import ServeConfig
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs"
 
@@ -86,6 +89,38 @@ def test_the_published_settings_by_compression_rate() -> None:
     assert found == {rate: (256 // rate, f"runs/mistral-7b-cr{rate}") for rate in (4, 16, 32, 128)}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_configuration_is_valid(path: Path) -> None:
-    load_config(PipelineConfig, path)
+JOBS: dict[str, type[Config]] = {
+    ".": PipelineConfig,
+    "compress": CompressConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
+}
+SHIPPED = [(cls, path) for folder, cls in JOBS.items() for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(
+    ("cls", "path"), SHIPPED, ids=[path.relative_to(CONFIGS).with_suffix("").as_posix() for _, path in SHIPPED]
+)
+def test_every_shipped_configuration_is_valid(cls: type[Config], path: Path) -> None:
+    load_config(cls, path)
+
+
+def test_every_job_has_its_configurations() -> None:
+    assert {path.parent.name for path in CONFIGS.glob("*/*.yaml")} == JOBS.keys() - {"."}
+    for folder in JOBS.keys() - {"."}:
+        names = {path.stem for path in (CONFIGS / folder).glob("*.yaml")}
+        assert names == {"demo", "single-node", "multi-node", "7b"}, folder
+
+
+@pytest.mark.parametrize(("name", "whole"), [("demo", "demo"), ("7b", "mistral-7b")])
+def test_single_jobs_are_configured_as_in_the_pipeline(name: str, whole: str) -> None:
+    pipeline = load_config(PipelineConfig, CONFIGS / f"{whole}.yaml")
+    assert load_config(CompressConfig, CONFIGS / "compress" / f"{name}.yaml") == pipeline.compress
+    evaluate = load_config(EvaluateConfig, CONFIGS / "evaluate" / f"{name}.yaml")
+    assert evaluate.model_copy(update={"output": pipeline.report_dir}) == pipeline.evaluate
+    joint = load_config(TrainConfig, CONFIGS / "train" / f"{name}.yaml")
+    stage = joint.stages[0].model_copy(update={"output": pipeline.evaluate.model})
+    assert joint.model_copy(update={"run_dir": pipeline.joint.run_dir, "stages": (stage,)}) == pipeline.joint
+    serve = load_config(ServeConfig, CONFIGS / "serve" / f"{name}.yaml")
+    assert (serve.model, serve.store) == (pipeline.evaluate.model, pipeline.evaluate.store)

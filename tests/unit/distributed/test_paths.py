@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clara_dist.distributed.paths import absolute, absolute_base
-from clara_dist.errors import StoreError
+from clara_dist.distributed.paths import absolute, absolute_base, absolute_output
+from clara_dist.errors import ConfigError, StoreError
 
 
 def test_local_paths_start_at_the_root_and_urls_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,6 +17,19 @@ def test_local_paths_start_at_the_root_and_urls_stay(tmp_path: Path, monkeypatch
     with pytest.raises(StoreError, match="s3://bucket/a carries credentials") as raised:
         absolute("s3://KEY:hush@bucket/a")
     assert "hush" not in str(raised.value)
+
+
+def test_a_job_writes_nothing_into_its_unpacked_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    with pytest.raises(ConfigError, match="would be deleted"):
+        absolute_output("stores/wiki")
+    assert absolute("corpus.jsonl") == str(package / "corpus.jsonl"), "what it reads may be there"
+    assert absolute_output(str(tmp_path / "store")) == str(tmp_path / "store")
+    assert absolute_output("s3://bucket/store") == "s3://bucket/store"
 
 
 def test_a_base_is_where_the_configuration_or_else_the_model_says(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from clara_dist.config import ROLES, ClaraConfig, Dtype, LoraSettings, Role
 from clara_dist.errors import ModelError
 from clara_dist.model import ClaraModel
 from clara_dist.model.base import DTYPES, choose_attention
+from clara_dist.model.files import fingerprint_fields
 from tiny_models import randomize_adapters
 
 
@@ -24,6 +26,21 @@ def clara(config: ClaraConfig) -> ClaraModel:
     model = ClaraModel.from_base(config)
     randomize_adapters(model)
     return model
+
+
+def test_the_fingerprint_is_in_the_files(clara: ClaraModel, tmp_path: Path) -> None:
+    clara.save_pretrained(tmp_path / "model")
+    assert fingerprint_fields(tmp_path / "model") == clara.fingerprint_fields()
+    quantized = fingerprint_fields(tmp_path / "model", quantization="8bit")
+    assert {name for name in quantized if quantized[name] != clara.fingerprint_fields().get(name)} == {"quantization"}
+    # The same base from another place is the same; without its weights there is nothing to know it by.
+    moved = tmp_path / "moved"
+    shutil.copytree(clara.config.base_model, moved)
+    assert fingerprint_fields(tmp_path / "model", base_model=str(moved)) == clara.fingerprint_fields()
+    for weights in moved.glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ModelError, match="weights"):
+        fingerprint_fields(tmp_path / "model", base_model=str(moved))
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -1,0 +1,214 @@
+"""Jobs submitted to a real head on loopback with token authentication: refusals, exit codes, logs, stop, going on."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from chaos_corpus import rows_of, undisturbed, write_config
+from clara_dist.config.compress import CompressConfig
+from clara_dist.errors import StoreError
+from clara_dist.store import MemoryStore, shard_names
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node of two CPUs, started as an operator starts one."""
+
+    address: str
+    token: str
+    process: psutil.Process
+    temp_dir: Path
+
+    def environment(self, token: str | None = None) -> dict[str, str]:
+        """Of a client: the head's own token, or another one; the empty one is none at all."""
+        token = self.token if token is None else token
+        return clean_environment() | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
+
+    def submit(self, *args: str, token: str | None = None) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "clara_dist.cli", "submit", args[0], "--address", self.address, *args[1:]]
+        return subprocess.Popen(
+            command,
+            env=self.environment(token),
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background jobs ignore Ctrl-C, and their children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+
+def clean_environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def free_ports(n: int) -> list[int]:
+    probes = [socket.socket() for _ in range(n)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """What `ray start --head --block` starts."""
+    gcs, dashboard, client, agent = free_ports(4)
+    token = secrets.token_hex(32)
+    # A socket's path may have 107 characters: pytest's own directories are too deep.
+    temp_dir = Path(tempfile.mkdtemp(prefix="clara-"))
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += [f"--dashboard-agent-listen-port={agent}", "--dashboard-host=127.0.0.1", f"--temp-dir={temp_dir}"]
+    environment = clean_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    # A file: nobody reads a pipe while the tests run.
+    with open(temp_dir / "start.log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    head = Head(f"http://127.0.0.1:{dashboard}", token, psutil.Process(process.pid), temp_dir)
+    try:
+        wait_until_it_answers(head)
+        yield head
+    finally:
+        # Asked in order it takes half a minute, for nobody.
+        everything = [head.process, *head.process.children(recursive=True)]
+        for started in everything:
+            with suppress(psutil.NoSuchProcess):
+                started.kill()
+        psutil.wait_procs(everything, timeout=30)
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def wait_until_it_answers(head: Head) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            if httpx.get(f"{head.address}/api/jobs/", headers=bearer(head.token), trust_env=False).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline, (head.temp_dir / "start.log").read_text(encoding="utf-8")
+        time.sleep(0.2)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def job(tiny_clara_dir: Path, tmp_path: Path) -> tuple[CompressConfig, str]:
+    """A job, and the file of its configuration."""
+    config = write_config(tmp_path / "job", tiny_clara_dir, n_documents=60, rows_per_shard=6, workers=1)
+    return config, written(config, tmp_path)
+
+
+def written(config: CompressConfig, folder: Path) -> str:
+    path = folder / "compress.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    return str(path)
+
+
+def test_without_the_token_nothing_is_told_and_nothing_is_taken(head: Head, job: tuple[CompressConfig, str]) -> None:
+    wrong = secrets.token_hex(32)
+    for path in ("/api/jobs/", "/api/cluster_status", "/nodes?view=summary"):
+        assert httpx.get(head.address + path, trust_env=False).status_code == 401, path
+        assert httpx.get(head.address + path, headers=bearer(wrong), trust_env=False).status_code == 403, path
+    for token, said in (("", "Authentication required"), (wrong, "Authentication failed")):
+        process = head.submit("compress", "--", "--config", job[1], token=token)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 1, out
+        assert err.startswith("error: cannot submit to http://127.0.0.1:"), err
+        assert said in err or str({"": 401, wrong: 403}[token]) in err, err
+        assert "RAY_AUTH_TOKEN_PATH" in err
+    assert httpx.get(f"{head.address}/api/jobs/", headers=bearer(head.token), trust_env=False).json() == []
+
+
+def test_a_job_that_fails_ends_with_its_own_code_and_says_why(
+    head: Head, job: tuple[CompressConfig, str], tmp_path: Path
+) -> None:
+    # The driver runs in an unpacked copy of the working directory, which Ray deletes: a store must not go there.
+    process = head.submit("compress", "--entrypoint-num-cpus", "0.5", "--", "--config", job[1], "store=stores/mine")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "error: what the job writes would be deleted with its working directory" in out
+    assert "submitted raysubmit_" in err
+    process = head.submit("compress", "--", "--nonsense")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "No such option: --nonsense" in out
+
+
+def test_a_job_is_stopped_and_goes_on(head: Head, tiny_clara_dir: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "job", tiny_clara_dir, n_documents=1200, rows_per_shard=4, workers=1)
+    expected = undisturbed(config, tmp_path / "undisturbed")
+    path = written(config, tmp_path)
+    process = head.submit("compress", "--", "--config", path)
+    shards = Path(config.store, "shards")
+    while len(list(shards.glob("[!.]*.arrow"))) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    supervisor = next(p for p in head.process.children(recursive=True) if "JobSupervisor" in " ".join(p.cmdline()))
+    assert supervisor.environ()["RAY_JOB_STOP_WAIT_TIME_S"] == "300", "Ray's own 3 s are too short for a large shard"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
+    assert "to stop; Ctrl-C again leaves it alone" in err
+    assert "asked to stop: finishing what is under way" in out
+    assert f"stopped; what is finished stays in {config.store}: the same command goes on from there" in out
+    kept = {path: path.stat().st_ino for path in shards.glob("[!.]*.arrow")}
+    assert 5 <= len(kept) < 301
+    with pytest.raises(StoreError, match="no memory store"):
+        MemoryStore.open(config.store)
+
+    # The same job as Ray's documentation submits one.
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/compress.py", "--config", path]
+    environment = head.environment() | {"RAY_API_SERVER_ADDRESS": head.address}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1200 documents in 301 shards" in done.stdout
+    assert {path: path.stat().st_ino for path in kept} == kept, "finished shards are not written again"
+    assert len(shard_names(config.store)) == 301
+    assert rows_of(config.store) == expected
+    print(f"stopped with {len(kept)} of 301 shards")
+
+
+def test_the_token_is_in_no_argument_and_in_no_log(head: Head) -> None:
+    """After all of the jobs above."""
+    processes = head.process.children(recursive=True)
+    assert len(processes) > 5
+    assert not any(head.token in argument for process in processes for argument in arguments_of(process))
+    jobs = httpx.get(f"{head.address}/api/jobs/", headers=bearer(head.token), trust_env=False)
+    assert sorted(job["status"] for job in jobs.json()) == ["FAILED", "FAILED", "STOPPED", "SUCCEEDED"]
+    assert head.token not in jobs.text
+    logs = [path for path in head.temp_dir.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(logs) > 10
+    assert [path for path in logs if head.token.encode() in path.read_bytes()] == []
+
+
+def arguments_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
