@@ -13,6 +13,7 @@ from clara_dist.config.workers import WorkerRange
 
 StageName = Literal["base", "compression", "instruct", "joint"]
 EstimatorName = Literal["sequential", "leave_own_out"]
+AblationName = Literal["hard", "soft", "contrastive"]
 # Published layouts of question-answering data (`clara_dist.data.layouts`).
 DataFormat = Literal["auto", "clara", "hotpotqa", "2wiki", "musique", "dpr"]
 
@@ -154,6 +155,9 @@ class StageConfig(Config):
         store: Stage ``joint`` only: the memory store, written by this model's compressor.
         store_version: The version to read, whatever is added meanwhile; None is the newest when a worker starts.
         top_k: K of the joint stage. ``estimator`` None means sequential at K = 1, leave_own_out above.
+        ablation: Stage ``joint`` only, to compare with: ``hard`` teaches the reasoner nothing, ``soft`` has the
+            generator read mixtures in training, ``contrastive`` teaches the reasoner by which candidates hold the
+            answer. See `clara_dist.core.ablations`.
         random_slots: Feed a random number 1..K of the best slots per batch (only matters for K > 1).
         keep_checkpoints: Of the newest checkpoints so many stay, and besides the ``keep_best`` best by ``best_metric``
             of those that were evaluated at their very step; ``best_mode`` says whether low or high is good.
@@ -179,6 +183,7 @@ class StageConfig(Config):
     top_k: int = Field(1, ge=1)
     temperature: float = Field(0.02, gt=0)
     estimator: EstimatorName | None = None
+    ablation: AblationName | None = None
     random_slots: bool = True
     candidates: CandidateConfig = CandidateConfig()
     evaluation: EvaluationDuringTraining | None = None

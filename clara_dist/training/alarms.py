@@ -25,9 +25,13 @@ class GradientAlarm:
         stage: The stage's key.
         say: Gets the warnings.
         temperature: tau of the joint stage.
+        untaught: Roles that are not to get a gradient, as in an ablation.
     """
 
-    def __init__(self, stage: str, say: Callable[[str], None], temperature: float) -> None:
+    def __init__(
+        self, stage: str, say: Callable[[str], None], temperature: float, untaught: frozenset[str] = frozenset()
+    ) -> None:
+        self._untaught = untaught
         self._stage = stage
         self._say = say
         self._temperature = temperature
@@ -46,6 +50,7 @@ class GradientAlarm:
         Raises:
             TrainingError: No gradient reaches a role in the stage's first step.
         """
+        norms = {role: norm for role, norm in norms.items() if role not in self._untaught}
         dead = [role for role, norm in norms.items() if norm == 0.0]
         if dead and step == 1:
             raise TrainingError(

@@ -128,7 +128,8 @@ class StageRun:
         settings: dict[str, Any],
     ) -> None:
         stage, watch = self.stage, built.stopwatch
-        alarm = GradientAlarm(self.key, self.log.message, stage.temperature)
+        untaught = frozenset({"query_reasoner"} if stage.ablation == "hard" else ())
+        alarm = GradientAlarm(self.key, self.log.message, stage.temperature, untaught)
         held_out = self._held_out(built)
         if start == 0:
             self._evaluate(held_out, engine, 0)

@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from clara_dist.config.training import EstimatorName, StageConfig
+from clara_dist.config.training import AblationName, EstimatorName, StageConfig
 from clara_dist.core import (
+    Selection,
+    contrastive_nll,
     cosine_scores,
     mean_answer_loss,
     memory_alignment,
     recall_at_k,
     score_entropy,
     score_margin,
+    select_without_gradient,
+    soft_mixture,
     straight_through_select,
     token_nll,
 )
@@ -123,6 +127,7 @@ class JointStep(TrainingStep):
         self.top_k = stage.top_k
         self.temperature = stage.temperature
         self.estimator: EstimatorName = stage.resolved_estimator
+        self.ablation: AblationName | None = stage.ablation
         self.n_candidates = stage.candidates.n
         self._bank = bank
 
@@ -142,24 +147,36 @@ class JointStep(TrainingStep):
         n_slots = batch.prompts.memory_index_S.shape[0] // (self.clara.n_memory_tokens * len(rows_BN))
         # All K slots are chosen, also where the generator reads fewer. Chosen alone, leave_own_out's first slot would
         # judge its own document, as the plain form of K = 1 does, and undo what the other batches teach.
-        selection = straight_through_select(
-            scores_BN, memory_BNMD, self.top_k, temperature=self.temperature, estimator=self.estimator, mask_BN=mask_BN
-        )
-        observed = self._observe(scores_BN.detach(), rows_BN, batch)
+        selection = self._select(scores_BN, memory_BNMD, mask_BN)
+        gold_BN = _gold(rows_BN, batch)
+        observed = self._observe(scores_BN.detach(), rows_BN, gold_BN, batch)
         start("generate")
         memory_TMD = selection.memory_BKX[:, :n_slots].flatten(0, 1)
         loss, of_answers = answer_loss_of(self, self.clara, batch.prompts, memory_TMD, totals)
         recalls = document_recall(rows_BN.gather(1, selection.indices_BK), batch.positives_B)
+        shares = {}
+        if self.ablation == "contrastive":
+            nll_B = contrastive_nll(scores_BN, gold_BN, temperature=self.temperature, mask_BN=mask_BN)
+            # Over tokens, as the answer loss is: only its size depends on that, and Adam's steps do not.
+            taught = nll_B.sum() / totals.answer_tokens
+            shares = {"answer_loss": loss.detach(), "contrastive": taught.detach()}
+            loss = loss + taught
         start("backward")
-        return StepOutput(loss, {}, recalls, observed | of_answers)
+        return StepOutput(loss, shares, recalls, observed | of_answers)
 
-    def _observe(self, scores_BN: Tensor, rows_BN: Tensor, batch: JointExamples) -> dict[str, Tensor]:
+    def _select(self, scores_BN: Tensor, memory_BNMD: Tensor, mask_BN: Tensor) -> Selection:
+        if self.ablation in ("hard", "contrastive"):
+            return select_without_gradient(scores_BN, memory_BNMD, self.top_k, mask_BN=mask_BN)
+        # What is evaluated is what will be served: a hard choice.
+        if self.ablation == "soft" and self.training:
+            return soft_mixture(scores_BN, memory_BNMD, self.top_k, temperature=self.temperature, mask_BN=mask_BN)
+        return straight_through_select(
+            scores_BN, memory_BNMD, self.top_k, temperature=self.temperature, estimator=self.estimator, mask_BN=mask_BN
+        )
+
+    def _observe(self, scores_BN: Tensor, rows_BN: Tensor, gold_BN: Tensor, batch: JointExamples) -> dict[str, Tensor]:
         """How sure the choice is, and where the gold documents stand; without gradient."""
         mask_BN, device = rows_BN >= 0, rows_BN.device
-        gold = [[row for document in positives for row in document] for positives in batch.positives_B]
-        width = max(1, *map(len, gold))
-        gold_BP = torch.tensor([rows + [NOWHERE] * (width - len(rows)) for rows in gold], device=device)
-        gold_BN = (rows_BN[..., None] == gold_BP[:, None]).any(-1)
         searched = batch.candidates_BN is None
         found = document_recall(rows_BN, batch.positives_B) if searched else []
         return {
@@ -169,6 +186,14 @@ class JointStep(TrainingStep):
             "candidates": observe(mask_BN.sum(1)),
             "gold_in_candidates": torch.tensor([sum(found), float(len(found))], dtype=torch.float64, device=device),
         }
+
+
+def _gold(rows_BN: Tensor, batch: JointExamples) -> Tensor:
+    """Which candidates are known to hold the answer, bool ``[B, N]``."""
+    gold = [[row for document in positives for row in document] for positives in batch.positives_B]
+    width = max(1, *map(len, gold))
+    gold_BP = torch.tensor([rows + [NOWHERE] * (width - len(rows)) for rows in gold], device=rows_BN.device)
+    return (rows_BN[..., None] == gold_BP[:, None]).any(-1)
 
 
 def answer_loss_of(

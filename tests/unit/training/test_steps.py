@@ -120,6 +120,40 @@ def test_joint_loss_reads_the_best_of_each_ragged_candidate_list(
     assert step(fewer, fewer.totals).recalls == recalls
 
 
+@pytest.mark.parametrize("ablation", ["hard", "soft", "contrastive"])
+def test_ablations_read_and_teach_what_they_say(
+    ablation: str, clara: ClaraModel, tiny_store: str, joint_rows_path: str
+) -> None:
+    fields: dict[str, Any] = {"top_k": 2, "temperature": 0.5}
+    batch: Any = None
+
+    def losses(**more: Any) -> dict[str, Any]:
+        nonlocal batch
+        step, collate, examples = joint_parts(clara, tiny_store, joint_rows_path, **fields, **more)
+        batch = collate(examples, StepPlan(n_slots=2, from_corpus=False))
+        clara.zero_grad()
+        output = step(batch, batch.totals)
+        output.loss.backward()
+        norms = dict.fromkeys(("query_reasoner", "generator"), 0.0)
+        for name, parameter in clara.trainable_parameters().items():
+            assert parameter.grad is not None  # what an engine reduces must be there on all ranks
+            norms[clara.role_of(name)] += float(parameter.grad.norm())
+        served = step.eval()(batch, batch.totals)
+        return {"loss": float(output.loss), "shares": output.shares, "norms": norms, "served": served}
+
+    ste, other = losses(), losses(ablation=ablation)
+    assert ste["norms"]["query_reasoner"] > 0
+    assert (other["norms"]["query_reasoner"] == 0) is (ablation == "hard")
+    served = other["served"].loss - other["served"].shares.get("contrastive", 0)
+    torch.testing.assert_close(served, ste["served"].loss, rtol=1e-6, atol=0)
+    if ablation == "contrastive":
+        assert float(other["shares"]["answer_loss"]) == pytest.approx(ste["loss"], rel=1e-6)
+        assert other["loss"] == pytest.approx(ste["loss"] + float(other["shares"]["contrastive"]), rel=1e-6)
+        assert float(other["shares"]["contrastive"]) > 0
+    else:
+        assert (other["loss"] == pytest.approx(ste["loss"], rel=1e-6)) is (ablation == "hard")
+
+
 def test_joint_gradients_reach_reasoner_and_generator_alone(
     clara: ClaraModel, tiny_store: str, joint_rows_path: str
 ) -> None:
