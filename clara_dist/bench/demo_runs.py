@@ -123,6 +123,7 @@ def score(config: PipelineConfig, model: str | Path, top_k: int) -> dict[str, fl
         found = evaluate(questions, store, rankers, Generator(clara), top_k=k)[_METHOD].corpus
         recall: Mapping[int, float] = found.recall or {}
         scores |= {f"R@{depth}": share for depth, share in recall.items()}
+        assert found.answers is not None, "the demo's questions have answers"
         scores[name] = found.answers.exact_match
     return scores
 

@@ -19,7 +19,9 @@ class EvaluateConfig(Config):
         store: Memory store that this model's compressor wrote.
         store_version: None is the current one.
         questions: jsonl of ``{question_id, question, answer, positives, candidates?}``, or training rows of the joint
-            stage and published data sets that say which documents hold the answer.
+            stage and published data sets that say which documents hold the answer. With ``qrels``: rows of
+            ``{_id, text}``, as BEIR's ``queries.jsonl``.
+        qrels: Judgements in a file of their own (BEIR, TREC); then only retrieval is evaluated.
         format: The layout of the latter; ``auto`` tells it by the fields of each row.
         top_k: Documents that the generator reads.
         recall_at: The k of the Recall@k columns.
@@ -28,7 +30,11 @@ class EvaluateConfig(Config):
         attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
         quantization: Keep the base LLM in 8 or 4 bits (bitsandbytes, on a GPU); as the store was compressed.
         threads: torch threads on a CPU.
-        output: Directory for ``report.json``, ``answers.jsonl`` and ``table.txt``; None writes nothing.
+        workers: Each has a model of its own, and asks ``questions_per_task`` questions at a time.
+        output: Directory for ``report.json``, ``table.txt``, ``report.html``, ``answers.parquet`` (a row for each
+            question, method and scope), ``runs/`` (TREC) and ``latency.json``; None writes nothing.
+        resume: Go on with an evaluation in ``output`` that did not end: what is finished is not asked again.
+        published: Figures to be shown beside ours, such as ``{"joint STE, candidates, R@5": 0.962}``.
     """
 
     model: str
@@ -36,6 +42,7 @@ class EvaluateConfig(Config):
     store: str
     store_version: int | None = Field(None, ge=1)
     questions: str
+    qrels: str | None = None
     format: DataFormat = "auto"
     top_k: int = Field(1, ge=1)
     recall_at: tuple[int, ...] = Field((1, 3, 5), min_length=1)
@@ -45,4 +52,8 @@ class EvaluateConfig(Config):
     attn_implementation: Attention | None = None
     quantization: Quantization | None = None
     threads: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1)
+    questions_per_task: int = Field(512, ge=1)
     output: str | None = None
+    resume: bool = False
+    published: dict[str, float] = Field(default_factory=dict)

@@ -34,9 +34,10 @@ class EvalQuestion:
     Attributes:
         question_id: Unique in its file.
         question: As a user would ask it.
-        answers: Right answers, at least one; matching any of them is right.
+        answers: Right answers, matching any of them is right; none where only retrieval is to be evaluated.
         positives: doc_ids of the documents that hold the answer, at least one.
         candidates: doc_ids to choose from; empty if the file names none.
+        grades: How relevant each positive is, at least 1; empty: all the same.
     """
 
     question_id: str
@@ -44,6 +45,7 @@ class EvalQuestion:
     answers: tuple[str, ...]
     positives: tuple[str, ...]
     candidates: tuple[str, ...] = ()
+    grades: tuple[int, ...] = ()
 
 
 def read_questions(path: str, layout: DataFormat = "auto") -> list[EvalQuestion]:

@@ -37,6 +37,7 @@ from clara_dist.distributed.session import connect
 from clara_dist.distributed.steps import Step, run_steps
 from clara_dist.errors import ConfigError
 from clara_dist.evaluation import score_answer
+from clara_dist.evaluation.records import read_records
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 # The directory that the files in CONFIGS name; a demo elsewhere has it replaced.
@@ -188,12 +189,10 @@ def _ask_one(client: Client, question: EvalQuestion, evaluated: dict[str, tuple[
 
 def _evaluated(config: PipelineConfig) -> dict[str, tuple[str, list[str]]]:
     """question_id -> the evaluation's answer and documents, over the whole corpus."""
-    with open(Path(config.report_dir) / "answers.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
     return {
-        row["question_id"]: (row["answer"], row["doc_ids"])
-        for row in rows
-        if row["method"] == JOINT_ROW and row["scope"] == "corpus"
+        record.question_id: (record.answer or "", list(record.doc_ids))
+        for record in read_records(Path(config.report_dir) / "answers.parquet")
+        if record.method == JOINT_ROW and record.scope == "corpus"
     }
 
 

@@ -19,7 +19,6 @@ from clara_dist.config.serve import ServeConfig
 from clara_dist.config.training import TrainConfig
 from clara_dist.data.corpus import CorpusUnit, plan_units
 from clara_dist.data.documents import FieldMap
-from clara_dist.data.questions import read_questions
 from clara_dist.distributed import compress_job, evaluate_job, serve_app
 from clara_dist.distributed import pipeline as pipeline_job
 from clara_dist.distributed.paths import absolute, absolute_base
@@ -73,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> str:
     config = evaluate_job.absolute_paths(config)
     own = _fingerprint(config)
     manifest = _matching(config, own)
-    questions = read_questions(config.questions, config.format)
+    questions = evaluate_job.questions_of(config)
     if config.output is not None:
         require_writable(config.output)
     return _rows(
@@ -182,7 +181,7 @@ def _compression(config: CompressConfig) -> str:
 def _evaluation(config: EvaluateConfig) -> str:
     if Path(config.model).is_dir():
         return evaluate(config)
-    n_questions = len(read_questions(config.questions, config.format))
+    n_questions = len(evaluate_job.questions_of(config))
     rows = {"questions": f"{n_questions:,} in {config.questions}", "model": f"{config.model}, which is made before"}
     return _rows(rows | {"output": str(config.output)})
 

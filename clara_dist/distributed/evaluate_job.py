@@ -1,41 +1,111 @@
-"""Evaluation on a Ray cluster: one task, on a GPU if there is one, so that the driver needs neither."""
+"""Evaluation on a Ray cluster: questions in pieces over workers, each with a model of its own; resumable."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
-import ray
 import torch
 
 from clara_dist.config.evaluate import EvaluateConfig
-from clara_dist.data.questions import read_questions
+from clara_dist.data.qrels import read_judged
+from clara_dist.data.questions import EvalQuestion, read_questions
+from clara_dist.distributed.actor_pool import ActorPool, Mapper, map_serially
 from clara_dist.distributed.models import load_model
 from clara_dist.distributed.paths import absolute, absolute_base
-from clara_dist.distributed.resources import require_room, result_of
+from clara_dist.distributed.progress import Progress
+from clara_dist.distributed.resources import require_room
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
-from clara_dist.evaluation import Bm25Ranker, EvaluationReport, LatentRanker
-from clara_dist.evaluation import evaluate as compare
-from clara_dist.inference.generator import Generator
+from clara_dist.errors import ConfigError
+from clara_dist.evaluation import AnswerRecord, Bm25Ranker, EvaluationReport, LatentRanker, Ranking
+from clara_dist.evaluation.evaluate import answer_records, facts_of, scopes_of
+from clara_dist.evaluation.html import write_html
+from clara_dist.evaluation.rankers import Ranker
+from clara_dist.evaluation.records import read_records, write_records
+from clara_dist.inference.generator import GeneratedText, Generator
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.retrieval.search import ExactSearcher
 from clara_dist.store.fingerprint import Fingerprint
+from clara_dist.store.manifest import read_manifest
 from clara_dist.store.reader import MemoryStore
+from clara_dist.store.storage import open_storage
 
 JOINT_ROW = "joint STE"
+PARTS = "parts"
+_SETTINGS = "settings.json"
+# What decides neither a figure nor how questions are cut.
+_WHERE = {"output", "resume", "workers", "device", "threads", "published"}
+
+ResultT = TypeVar("ResultT")
 
 
-class FixedQueries:
-    """Query vectors that were computed beforehand: two reasoners then take turns in one model."""
+@dataclass(frozen=True)
+class Piece:
+    """What a worker makes of some questions.
 
-    def __init__(self, questions: Sequence[str], query_BX: np.ndarray) -> None:
-        self._vectors = dict(zip(questions, query_BX, strict=True))
+    Attributes:
+        records: Their records, of all methods and scopes.
+        seconds: Spent by what: a method's name, or ``answers``.
+        n_documents: Of the store, before long ones were split.
+        n_passages: Rows of the store.
+    """
 
-    def query(self, questions: Sequence[str]) -> np.ndarray:
-        """The vectors of some of the questions, [B, M * D]."""
-        return np.stack([self._vectors[question] for question in questions])
+    records: list[AnswerRecord]
+    seconds: dict[str, float]
+    n_documents: int
+    n_passages: int
+
+
+class Evaluator:
+    """The worker; knows no cluster.
+
+    Rows of the report: BM25; ``untrained reasoner``, the compressor, of which the joint stage starts with a copy; the
+    model's own (``joint STE`` after the joint stage, else ``reasoner``); then the oracle and the closed book. The
+    generator is the same in all of them.
+
+    Args:
+        config: What to evaluate.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        FingerprintMismatchError: Another model wrote the store.
+    """
+
+    def __init__(self, config: EvaluateConfig, device: str) -> None:
+        torch.set_num_threads(config.threads)
+        self._config = config
+        self._store = MemoryStore.open(config.store, config.store_version)
+        clara = load_model(config, device)
+        self._store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), f"the model {config.model}")
+        searcher = ExactSearcher(self._store)
+        self._generator = Generator(clara)
+        own = JOINT_ROW if clara.config.stage == "joint" else "reasoner"
+        self._rankers: dict[str, Ranker] = {
+            "BM25": Bm25Ranker(self._store, clara.tokenizer.document_text),
+            "untrained reasoner": LatentRanker(Reasoner(clara, role="compressor"), self._store, searcher),
+            own: LatentRanker(Reasoner(clara), self._store, searcher),
+        }
+
+    def __call__(self, questions: Sequence[EvalQuestion]) -> Piece:
+        config, seconds = self._config, dict.fromkeys([*self._rankers, "answers"], 0.0)
+        records = answer_records(
+            questions,
+            self._store,
+            {name: _TimedRanker(ranker, name, seconds) for name, ranker in self._rankers.items()},
+            _TimedGenerator(self._generator, seconds),
+            top_k=config.top_k,
+            recall_at=config.recall_at,
+            max_tokens=config.max_tokens,
+        )
+        return Piece(records, seconds, self._store.n_parents, self._store.n_documents)
 
 
 def evaluate(config: EvaluateConfig, *, address: str | None = None, num_cpus: int | None = None) -> EvaluationReport:
@@ -49,62 +119,154 @@ def evaluate(config: EvaluateConfig, *, address: str | None = None, num_cpus: in
     Raises:
         DataError: The questions cannot be read, or name documents that the store lacks.
         FingerprintMismatchError: Another model wrote the store.
-        ClusterError: There is no room for the task, a node does not see the files, or the task failed.
+        ConfigError: ``output`` holds an unfinished evaluation of something else.
+        ClusterError: There is no room for a worker, a node does not see the files, or a worker failed.
     """
     config = absolute_paths(config)
     with connect(address, num_cpus=num_cpus):
         uses_gpu = config.device == "cuda" or (config.device == "auto" and cluster_has_gpus())
         each = {"CPU": config.threads, "GPU": int(uses_gpu)}
-        require_room(each, 1, "the evaluation")
-        require_visible(_inputs(config), None)
-        # One call a process: the model's memory goes back when the report is there.
-        task = ray.remote(num_cpus=each["CPU"], num_gpus=each["GPU"], max_calls=1)(evaluate_model)
-        ref = task.remote(config, "cuda" if uses_gpu else "cpu")
-        report: EvaluationReport = result_of(ref, each, "the evaluation")
-    if config.output is not None:
-        report.write(config.output)
-    return report
-
-
-def absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
-    """The configuration with local paths made absolute: the task has a working directory of its own."""
-    local = {name: absolute(getattr(config, name)) for name in ("model", "store", "questions")}
-    return config.model_copy(update=local | {"base_model": absolute_base(config.model, config.base_model)})
-
-
-def _inputs(config: EvaluateConfig) -> list[str]:
-    base = [config.base_model] if config.base_model and os.path.isdir(config.base_model) else []
-    return [config.model, *base, config.store, config.questions]
+        require_room(each, config.workers, "the evaluation")
+        require_visible(inputs(config), None)
+        pool = ActorPool(config.workers, num_cpus=each["CPU"], num_gpus=each["GPU"])
+        return evaluate_on(pool, config, "cuda" if uses_gpu else "cpu")
 
 
 def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationReport:
-    """The evaluation itself; knows no cluster.
+    """The evaluation in this process; knows no cluster."""
+    return evaluate_on(map_serially, config, device)
 
-    Rows: BM25; ``untrained reasoner``, the copy of the compressor that the joint stage starts from; the model's own
-    (``joint STE`` after the joint stage, else ``reasoner``); then the oracle and the closed book. The generator is the
-    same in all of them.
+
+def evaluate_on(pool: Mapper, config: EvaluateConfig, device: str) -> EvaluationReport:
+    """The evaluation on whatever runs workers; raises as `evaluate` does."""
+    questions = questions_of(config)
+    scopes = scopes_of(questions, config.top_k)
+    n = config.questions_per_task
+    tasks = [questions[start : start + n] for start in range(0, len(questions), n)]
+    parts = None if config.output is None else Path(config.output) / PARTS
+    done = {} if parts is None else _resumed(parts, config, questions)
+    todo = [index for index in range(len(tasks)) if index not in done]
+    records = {index: read_records(path) for index, path in done.items()}
+    seconds: dict[str, float] = {}
+    n_asked = 0
+    documents = None
+    bar = Progress("questions", len(questions))
+    bar.skip(sum(len(tasks[index]) for index in done))
+    for position, piece in pool(Evaluator, {"config": config, "device": device}, [tasks[i] for i in todo]):
+        index = todo[position]
+        records[index] = piece.records
+        documents = piece.n_documents, piece.n_passages
+        n_asked += len(tasks[index])
+        for name, spent in piece.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + spent
+        if parts is not None:
+            write_records(piece.records, parts / f"{index:06d}.parquet")
+        bar.add(len(tasks[index]))
+    if documents is None:  # all of it was done before
+        store = MemoryStore.open(config.store, config.store_version)
+        documents = store.n_parents, store.n_documents
+    facts = facts_of(questions, *documents, scopes, config.top_k, config.max_tokens)
+    report = EvaluationReport.of([r for index in sorted(records) for r in records[index]], config.recall_at, **facts)
+    if parts is not None:
+        report.write(parts.parent)
+        write_html(report, parts.parent / "report.html")
+        latency = {name: 1e3 * spent / n_asked for name, spent in seconds.items()} if n_asked else {}
+        text = json.dumps({"ms_per_question": latency, "questions": n_asked}, indent=2)
+        (parts.parent / "latency.json").write_text(text + "\n", encoding="utf-8")
+        shutil.rmtree(parts)
+    return report
+
+
+def questions_of(config: EvaluateConfig) -> list[EvalQuestion]:
+    """The questions, with the judgements of a file of their own where there is one.
+
+    Raises:
+        DataError: They cannot be read.
     """
-    torch.set_num_threads(config.threads)
-    questions = read_questions(config.questions, config.format)
-    store = MemoryStore.open(config.store, config.store_version)
-    clara = load_model(config, device)
-    store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), f"the model {config.model}")
-    texts = [question.question for question in questions]
-    reasoner = Reasoner(clara)
-    trained = FixedQueries(texts, reasoner.query(texts))
-    clara.copy_role("compressor", "query_reasoner")
-    untrained = FixedQueries(texts, reasoner.query(texts))
-    searcher = ExactSearcher(store)
-    return compare(
-        questions,
-        store,
-        {
-            "BM25": Bm25Ranker(store, clara.tokenizer.document_text),
-            "untrained reasoner": LatentRanker(untrained, store, searcher),
-            JOINT_ROW if clara.config.stage == "joint" else "reasoner": LatentRanker(trained, store, searcher),
-        },
-        Generator(clara),
-        top_k=config.top_k,
-        recall_at=config.recall_at,
-        max_tokens=config.max_tokens,
-    )
+    if config.qrels is not None:
+        return read_judged(config.questions, config.qrels)
+    return read_questions(config.questions, config.format)
+
+
+def absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """The configuration with local paths made absolute: workers have a working directory of their own."""
+    names = ("model", "store", "questions", "qrels", "output")
+    local = {name: absolute(getattr(config, name)) for name in names if getattr(config, name) is not None}
+    return config.model_copy(update=local | {"base_model": absolute_base(config.model, config.base_model)})
+
+
+def inputs(config: EvaluateConfig) -> list[str]:
+    """What the nodes must see; the questions are read by the driver."""
+    base = [config.base_model] if config.base_model and os.path.isdir(config.base_model) else []
+    return [config.model, *base, config.store]
+
+
+def _resumed(parts: Path, config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> dict[int, Path]:
+    """What an earlier run of the same evaluation has finished, by task; ``parts`` is made ready."""
+    settings = json.dumps(_identity(config, questions), indent=2, sort_keys=True) + "\n"
+    record = parts / _SETTINGS
+    if config.resume and record.exists():
+        if record.read_text(encoding="utf-8") != settings:
+            raise ConfigError(
+                "the unfinished evaluation there is of something else",
+                got=f"other settings, questions, model or store than in {record}",
+                hint="evaluate into another output, or without resume",
+            )
+        return {int(path.stem): path for path in parts.glob("*.parquet")}
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    record.write_text(settings, encoding="utf-8")
+    return {}
+
+
+def _identity(config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> dict[str, Any]:
+    asked = hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
+    weights = hashlib.sha256()
+    if os.path.isdir(config.model):
+        for path in sorted(Path(config.model).rglob("*.safetensors")):
+            weights.update(str(path.relative_to(config.model)).encode())
+            weights.update(path.read_bytes())
+    manifest = read_manifest(open_storage(config.store), config.store_version)
+    return {
+        "settings": config.model_dump(mode="json", exclude=_WHERE),
+        "questions": asked,
+        "weights": weights.hexdigest(),
+        "store": manifest.commit_id,
+    }
+
+
+@dataclass(frozen=True)
+class _TimedRanker:
+    """Counts a method's seconds."""
+
+    ranker: Ranker
+    name: str
+    seconds: dict[str, float]
+
+    def among_candidates(self, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]:
+        return self.ranker.among_candidates(questions, depth)
+
+    def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]:
+        return _timed(self.seconds, self.name, lambda: self.ranker.in_corpus(questions, depth))
+
+
+@dataclass(frozen=True)
+class _TimedGenerator:
+    """Counts the seconds of answers."""
+
+    generator: Generator
+    seconds: dict[str, float]
+
+    def generate(self, questions: Sequence[str], memory_BKMD: Any, *, max_tokens: int) -> list[GeneratedText]:
+        return _timed(
+            self.seconds,
+            "answers",
+            lambda: self.generator.generate(questions, memory_BKMD, max_tokens=max_tokens),
+        )
+
+
+def _timed(seconds: dict[str, float], name: str, work: Callable[[], ResultT]) -> ResultT:
+    started = time.perf_counter()
+    result = work()
+    seconds[name] += time.perf_counter() - started
+    return result

@@ -3,8 +3,9 @@
 from clara_dist.evaluation.answers import AnswerScores, mean_scores, normalized_words, score_answer
 from clara_dist.evaluation.baselines import Bm25Ranker
 from clara_dist.evaluation.evaluate import CLOSED_BOOK, ORACLE, evaluate
-from clara_dist.evaluation.rankers import LatentRanker, Ranker
-from clara_dist.evaluation.report import AnswerRecord, EvaluationReport, MethodScores, ScopeScores
+from clara_dist.evaluation.rankers import LatentRanker, Ranker, Ranking
+from clara_dist.evaluation.records import AnswerRecord
+from clara_dist.evaluation.report import EvaluationReport, MethodScores, ScopeScores
 
 __all__ = [
     "CLOSED_BOOK",
@@ -16,6 +17,7 @@ __all__ = [
     "LatentRanker",
     "MethodScores",
     "Ranker",
+    "Ranking",
     "ScopeScores",
     "evaluate",
     "mean_scores",

@@ -10,7 +10,7 @@ import numpy as np
 
 from clara_dist.data.questions import EvalQuestion
 from clara_dist.errors import DataError
-from clara_dist.evaluation.rankers import Corpus, known_rows, unbiased_candidates
+from clara_dist.evaluation.rankers import Corpus, Ranking, known_rows, unbiased_candidates
 
 
 class Bm25Ranker:
@@ -39,19 +39,21 @@ class Bm25Ranker:
         self._index = bm25s.BM25()
         self._index.index(words, show_progress=False)
 
-    def among_candidates(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]:
+    def among_candidates(self, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]:
         candidates = [unbiased_candidates(question) for question in questions]
         rows = known_rows(self._corpus, candidates)
         return [
-            tuple(self._doc_ids[row] for row in rows_N[_best(self._scores(words)[rows_N], depth)])
+            self._ranking(rows_N, self._scores(words)[rows_N], depth)
             for rows_N, words in zip(rows, self._question_words(questions), strict=True)
         ]
 
-    def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]:
-        return [
-            tuple(self._doc_ids[row] for row in _best(self._scores(words), depth))
-            for words in self._question_words(questions)
-        ]
+    def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]:
+        rows_S = np.arange(len(self._doc_ids))
+        return [self._ranking(rows_S, self._scores(words), depth) for words in self._question_words(questions)]
+
+    def _ranking(self, rows_N: np.ndarray, scores_N: np.ndarray, depth: int) -> Ranking:
+        best = _best(scores_N, depth)
+        return Ranking(tuple(self._doc_ids[row] for row in rows_N[best]), tuple(scores_N[best].tolist()))
 
     def _question_words(self, questions: Sequence[EvalQuestion]) -> list[list[str]]:
         return _words([question.question for question in questions])

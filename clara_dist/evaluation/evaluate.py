@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from clara_dist.core import recall_at_k
 from clara_dist.data.questions import EvalQuestion
 from clara_dist.errors import DataError
-from clara_dist.evaluation.answers import mean_scores, score_answer
-from clara_dist.evaluation.rankers import Corpus, Ranker, known_rows
-from clara_dist.evaluation.report import AnswerRecord, EvaluationReport, MethodScores, Scope, ScopeScores
+from clara_dist.evaluation.answers import score_answer
+from clara_dist.evaluation.measures import first_positive, measure_rankings
+from clara_dist.evaluation.rankers import Corpus, Ranker, Ranking, known_rows
+from clara_dist.evaluation.records import AnswerRecord, Scope
+from clara_dist.evaluation.report import EvaluationReport
 
 ORACLE = "oracle"
 CLOSED_BOOK = "closed book"
@@ -61,7 +62,8 @@ def evaluate(
     word (the first one if none does).
 
     Args:
-        questions: With positives; candidates in all or in none.
+        questions: With positives; candidates in all or in none, and so the answers: without them only retrieval is
+            evaluated.
         corpus: The memory store.
         rankers: Row name -> method, in the table's order.
         generator: Reads memories, greedily.
@@ -74,49 +76,110 @@ def evaluate(
         DataError: There are no questions, a question has fewer candidates than ``top_k``, or names a document that the
             store lacks.
     """
-    scopes = _scopes(questions, top_k)
-    positives = [question.positives for question in questions]
-    known_rows(corpus, positives)
+    scopes = scopes_of(questions, top_k)
+    records = answer_records(
+        questions,
+        corpus,
+        rankers,
+        generator,
+        top_k=top_k,
+        recall_at=recall_at,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+    )
+    facts = facts_of(questions, corpus.n_parents, corpus.n_documents, scopes, top_k, max_tokens)
+    return EvaluationReport.of(records, recall_at, **facts)
+
+
+def facts_of(
+    questions: Sequence[EvalQuestion],
+    n_documents: int,
+    n_passages: int,
+    scopes: Sequence[Scope],
+    top_k: int,
+    max_tokens: int,
+) -> dict[str, Any]:
+    """What a report says beside its records."""
+    n_candidates = [len(question.candidates) for question in questions]
+    return {
+        "n_questions": len(questions),
+        "n_documents": n_documents,
+        "n_passages": n_passages,
+        "n_candidates": (min(n_candidates), max(n_candidates)) if "candidates" in scopes else None,
+        "top_k": top_k,
+        "max_tokens": max_tokens,
+    }
+
+
+def answer_records(
+    questions: Sequence[EvalQuestion],
+    corpus: Corpus,
+    rankers: Mapping[str, Ranker],
+    generator: AnswerGenerator,
+    *,
+    top_k: int,
+    recall_at: Sequence[int],
+    max_tokens: int,
+    batch_size: int = 64,
+) -> list[AnswerRecord]:
+    """Some questions' records of all methods and scopes; arguments and errors as of `evaluate`.
+
+    Questions do not influence each other, so those of a file may be done in any pieces.
+    """
+    scopes = scopes_of(questions, top_k)
+    known_rows(corpus, [question.positives for question in questions])
     depth = max(top_k, *recall_at)
     ranked = {
         (name, scope): _rank(ranker, scope, questions, depth) for name, ranker in rankers.items() for scope in scopes
     }
-    read = {key: [doc_ids[:top_k] for doc_ids in ranking] for key, ranking in ranked.items()}
-    oracle = [_right_passages(question, corpus) for question in questions]
-    for scope in scopes:
-        read[ORACLE, scope] = oracle
-        read[CLOSED_BOOK, scope] = [()] * len(questions)
-    answers = _answers(questions, corpus, generator, read.values(), max_tokens, batch_size)
+    read = {key: [ranking.doc_ids[:top_k] for ranking in rankings] for key, rankings in ranked.items()}
+    answers: dict[Reading, str] = {}
+    if questions[0].answers:
+        oracle = [_right_passages(question, corpus) for question in questions]
+        for scope in scopes:
+            read[ORACLE, scope] = oracle
+            read[CLOSED_BOOK, scope] = [()] * len(questions)
+        answers = _answers(questions, corpus, generator, read.values(), max_tokens, batch_size)
+    records = []
+    for (method, scope), doc_ids_B in read.items():
+        rankings = ranked.get((method, scope))
+        named = None if rankings is None else _positives_found(questions, corpus, [r.doc_ids for r in rankings])
+        measures = None if named is None else measure_rankings(questions, named, recall_at, depth)
+        for i, (question, doc_ids) in enumerate(zip(questions, doc_ids_B, strict=True)):
+            answer = answers.get((i, doc_ids))
+            record = AnswerRecord(
+                question_id=question.question_id,
+                question=question.question,
+                method=method,
+                scope=scope,
+                doc_ids=doc_ids,
+                answer=answer,
+                right_answers=question.answers,
+                scores=None if answer is None else score_answer(answer, question.answers),
+                positives=question.positives,
+            )
+            if rankings is not None and named is not None and measures is not None:
+                record = replace(
+                    record,
+                    ranking=named[i],
+                    ranking_scores=rankings[i].scores,
+                    first_positive=first_positive(question, named[i]),
+                    measures=measures[i],
+                )
+            records.append(record)
+    return records
 
-    found = {key: _positives_found(questions, corpus, ranking) for key, ranking in ranked.items()}
-    records = {key: _records(questions, *key, doc_ids_B, answers) for key, doc_ids_B in read.items()}
-    scores = {
-        key: ScopeScores(
-            recall={k: fmean(recall_at_k(found[key], positives, k)) for k in recall_at} if key in ranked else None,
-            answers=mean_scores([record.scores for record in of_key]),
-        )
-        for key, of_key in records.items()
-    }
-    n_candidates = [len(question.candidates) for question in questions]
-    return EvaluationReport(
-        n_questions=len(questions),
-        n_documents=corpus.n_parents,
-        n_passages=corpus.n_documents,
-        n_candidates=(min(n_candidates), max(n_candidates)) if "candidates" in scopes else None,
-        top_k=top_k,
-        recall_at=tuple(recall_at),
-        max_tokens=max_tokens,
-        methods=tuple(
-            MethodScores(name, scores.get((name, "candidates")), scores[name, "corpus"])
-            for name in (*rankers, ORACLE, CLOSED_BOOK)
-        ),
-        records=tuple(record for of_key in records.values() for record in of_key),
-    )
 
+def scopes_of(questions: Sequence[EvalQuestion], top_k: int) -> list[Scope]:
+    """What can be searched: the questions' own candidates, where they name some, and the corpus.
 
-def _scopes(questions: Sequence[EvalQuestion], top_k: int) -> list[Scope]:
+    Raises:
+        DataError: As `evaluate`.
+    """
     if not questions:
         raise DataError("there are no questions to evaluate on")
+    if len({bool(question.answers) for question in questions}) > 1:
+        raise DataError("answers must be given for all questions or for none")
     if not any(question.candidates for question in questions):
         return ["corpus"]
     for question in questions:
@@ -129,7 +192,7 @@ def _scopes(questions: Sequence[EvalQuestion], top_k: int) -> list[Scope]:
     return ["candidates", "corpus"]
 
 
-def _rank(ranker: Ranker, scope: Scope, questions: Sequence[EvalQuestion], depth: int) -> list[DocIds]:
+def _rank(ranker: Ranker, scope: Scope, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]:
     rank = ranker.in_corpus if scope == "corpus" else ranker.among_candidates
     return rank(questions, depth)
 
@@ -181,25 +244,3 @@ def _answers(
             )
             answers.update(zip(batch, (answer.text for answer in generated), strict=True))
     return answers
-
-
-def _records(
-    questions: Sequence[EvalQuestion],
-    method: str,
-    scope: Scope,
-    doc_ids_B: Sequence[DocIds],
-    answers: Mapping[Reading, str],
-) -> list[AnswerRecord]:
-    return [
-        AnswerRecord(
-            question_id=question.question_id,
-            question=question.question,
-            method=method,
-            scope=scope,
-            doc_ids=doc_ids,
-            answer=answers[i, doc_ids],
-            right_answers=question.answers,
-            scores=score_answer(answers[i, doc_ids], question.answers),
-        )
-        for i, (question, doc_ids) in enumerate(zip(questions, doc_ids_B, strict=True))
-    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Corpus(Protocol):
 
 
 class Searcher(Protocol):
-    """Search of the whole corpus; the result has ``rows_BK``, best first."""
+    """Search of the whole corpus; the result has ``rows_BK`` and ``scores_BK``, best first."""
 
     def search(self, query_BX: Any, k: int) -> Any: ...
 
@@ -59,11 +59,23 @@ class QueryEncoder(Protocol):
     def query(self, questions: Sequence[str]) -> np.ndarray: ...
 
 
-class Ranker(Protocol):
-    """A retrieval method: the doc_ids of at most ``depth`` rows a question, best first."""
+class Ranking(NamedTuple):
+    """What a method finds for one question, best first.
 
-    def among_candidates(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]: ...
-    def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]: ...
+    Attributes:
+        doc_ids: Of rows of the store.
+        scores: Whatever the method orders by, higher is better.
+    """
+
+    doc_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+class Ranker(Protocol):
+    """A retrieval method: at most ``depth`` rows a question."""
+
+    def among_candidates(self, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]: ...
+    def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]: ...
 
 
 class LatentRanker:
@@ -80,7 +92,7 @@ class LatentRanker:
         self._corpus = corpus
         self._searcher = searcher
 
-    def among_candidates(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]:
+    def among_candidates(self, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]:
         query_BX = torch.from_numpy(self._reasoner.query([q.question for q in questions]))
         candidates = [unbiased_candidates(question) for question in questions]
         rankings = []
@@ -88,13 +100,17 @@ class LatentRanker:
             memory_NMD = torch.from_numpy(self._corpus.take_memory(rows))
             scores_1N = cosine_scores(query_X[None], memory_NMD[None])
             best = top_k(scores_1N, min(depth, len(rows)))[0].tolist()
-            rankings.append(tuple(self._corpus.doc_ids(rows[best])))
+            rankings.append(Ranking(tuple(self._corpus.doc_ids(rows[best])), tuple(scores_1N[0][best].tolist())))
         return rankings
 
-    def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[tuple[str, ...]]:
+    def in_corpus(self, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]:
         query_BX = self._reasoner.query([q.question for q in questions])
-        rows_BK = np.asarray(self._searcher.search(query_BX, min(depth, self._corpus.n_documents)).rows_BK)
-        return [tuple(self._corpus.doc_ids(rows_K)) for rows_K in rows_BK]
+        found = self._searcher.search(query_BX, min(depth, self._corpus.n_documents))
+        rows_BK, scores_BK = np.asarray(found.rows_BK), np.asarray(found.scores_BK)
+        return [
+            Ranking(tuple(self._corpus.doc_ids(rows_K)), tuple(scores_K.tolist()))
+            for rows_K, scores_K in zip(rows_BK, scores_BK, strict=True)
+        ]
 
 
 def unbiased_candidates(question: EvalQuestion) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any
 
-from clara_dist.evaluation.answers import AnswerScores
-
-Scope = Literal["candidates", "corpus"]
+from clara_dist.evaluation.answers import AnswerScores, mean_scores
+from clara_dist.evaluation.records import AnswerRecord, Scope, write_records
+from clara_dist.evaluation.trec import write_runs
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,23 @@ class ScopeScores:
     Attributes:
         recall: k -> mean share of a question's positives that are found, wholly or as a passage, among the first k
             rows; None for a method that does not retrieve.
-        answers: Means over all questions.
+        answers: Means over all questions; None where the questions have no answers.
+        measures: Means of the retrieval measures by name, Recall@k (``R@k``) among them; empty for a method that does
+            not retrieve.
     """
 
     recall: Mapping[int, float] | None
-    answers: AnswerScores
+    answers: AnswerScores | None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Sequence[AnswerRecord], recall_at: Sequence[int]) -> ScopeScores:
+        """Means over the records of one method in one scope."""
+        names = list(records[0].measures)
+        measures = {name: fmean(record.measures[name] for record in records) for name in names}
+        recall = {k: measures[f"R@{k}"] for k in recall_at} if names else None
+        scores = [record.scores for record in records if record.scores is not None]
+        return cls(recall, mean_scores(scores) if scores else None, measures)
 
 
 @dataclass(frozen=True)
@@ -34,20 +47,6 @@ class MethodScores:
     method: str
     candidates: ScopeScores | None
     corpus: ScopeScores
-
-
-@dataclass(frozen=True)
-class AnswerRecord:
-    """One answer: which documents were read, and what came out."""
-
-    question_id: str
-    question: str
-    method: str
-    scope: Scope
-    doc_ids: tuple[str, ...]
-    answer: str
-    right_answers: tuple[str, ...]
-    scores: AnswerScores
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,24 @@ class EvaluationReport:
     methods: tuple[MethodScores, ...]
     records: tuple[AnswerRecord, ...]
 
+    @classmethod
+    def of(cls, records: Sequence[AnswerRecord], recall_at: Sequence[int], **facts: Any) -> EvaluationReport:
+        """The report that records of all questions make; ``facts`` are the other attributes.
+
+        It depends on nothing but the records, so one that was made in pieces is that of one piece.
+        """
+        groups: dict[str, dict[Scope, list[AnswerRecord]]] = {}
+        for record in records:
+            groups.setdefault(record.method, {}).setdefault(record.scope, []).append(record)
+        scores = {
+            method: {scope: ScopeScores.of(of_scope, recall_at) for scope, of_scope in scopes.items()}
+            for method, scopes in groups.items()
+        }
+        methods = tuple(
+            MethodScores(method, scopes.get("candidates"), scopes["corpus"]) for method, scopes in scores.items()
+        )
+        return cls(recall_at=tuple(recall_at), methods=methods, records=tuple(records), **facts)
+
     def __getitem__(self, method: str) -> MethodScores:
         return next(row for row in self.methods if row.method == method)
 
@@ -86,13 +103,53 @@ class EvaluationReport:
         return tree
 
     def write(self, directory: str | Path) -> None:
-        """Write ``report.json``, ``answers.jsonl`` (the single answers) and ``table.txt``."""
+        """Write ``report.json``, ``table.txt``, ``answers.parquet`` (the records) and ``runs/`` (TREC)."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in self.records]
-        (directory / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
-        (directory / "table.txt").write_text(self.table() + "\n", encoding="utf-8")
+        (directory / "table.txt").write_text(f"{self.table()}\n\n{self.measures_table()}\n", encoding="utf-8")
+        write_records(self.records, directory / "answers.parquet")
+        write_runs(self.records, directory / "runs")
+
+    def measures_table(self) -> str:
+        """All other figures as plain text, a line for each method and scope."""
+        shown = [name for name in self.methods[0].corpus.measures if not name.startswith("R@")]
+        columns = [*shown, "EM", "F1", "cover"]
+        width = max(len(row.method) for row in self.methods)
+        lines = [f"{'':<{width}}  {'':<10}" + "".join(f"{name:>10}" for name in columns)]
+        for row in self.methods:
+            for scope, scores in (("candidates", row.candidates), ("corpus", row.corpus)):
+                if scores is None:
+                    continue
+                answers = scores.answers
+                figures = [scores.measures.get(name) for name in shown]
+                figures += [None] * 3 if answers is None else [answers.exact_match, answers.f1, answers.cover_match]
+                cells = "".join(f"{'-' if value is None else f'{value:.3f}':>10}" for value in figures)
+                lines.append(f"{row.method:<{width}}  {scope:<10}{cells}")
+        return "\n".join(lines)
+
+    def figure(self, name: str) -> float | None:
+        """A figure by its name, such as ``joint STE, corpus, R@5``; None if it is not there."""
+        method, scope, measure = (part.strip() for part in name.split(","))
+        row = next((row for row in self.methods if row.method == method), None)
+        scores = None if row is None else getattr(row, scope)
+        if scores is None:
+            return None
+        answers = {} if scores.answers is None else asdict(scores.answers)
+        names = {"EM": "exact_match", "F1": "f1", "cover": "cover_match"}
+        found: float | None = ({**scores.measures, **{k: answers.get(v) for k, v in names.items()}}).get(measure)
+        return found
+
+    def beside(self, published: Mapping[str, float]) -> list[str]:
+        """Our figures beside published ones, a line each."""
+        if not published:
+            return []
+        width = max(map(len, published))
+        lines = [f"\n{'':<{width}}{'ours':>10}{'published':>12}"]
+        for name, value in published.items():
+            own = self.figure(name)
+            lines.append(f"{name:<{width}}{'-' if own is None else f'{own:.4f}':>10}{value:>12.4f}")
+        return lines
 
     def table(self) -> str:
         """The table as plain text: Recall@k and exact match, over the given candidates and over the whole corpus."""
@@ -116,10 +173,11 @@ class EvaluationReport:
             lines.append(row.method.ljust(name_width) + "".join(group.rjust(group_width) for group in groups))
         unit = "passage" if is_split else "document"
         read = f"the best {unit}" if self.top_k == 1 else f"the best {self.top_k} {unit}s"
+        reading = "" if self.methods[0].corpus.answers is None else f"answers read {read}; "
         error = 0.5 / self.n_questions**0.5
-        lines.append(f"{self.n_questions:,} questions; answers read {read}; sampling error at most {error:.3f}")
+        lines.append(f"{self.n_questions:,} questions; {reading}sampling error at most {error:.3f}")
         return "\n".join(lines)
 
     def _cells(self, scores: ScopeScores) -> list[str]:
         recalls = ["-" if scores.recall is None else f"{scores.recall[k]:.3f}" for k in self.recall_at]
-        return [*recalls, f"{scores.answers.exact_match:.3f}"]
+        return [*recalls, "-" if scores.answers is None else f"{scores.answers.exact_match:.3f}"]

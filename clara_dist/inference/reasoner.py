@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from clara_dist.config.model import Role
 from clara_dist.inference.buckets import length_buckets
 from clara_dist.model.batch import TextBatch
 from clara_dist.model.clara import ClaraModel
@@ -18,11 +19,13 @@ class Reasoner:
     Args:
         clara: A model with a query reasoner; the same instance may serve the generator.
         max_batch_tokens: Upper bound of the tokens of one forward pass, padding included.
+        role: Whose adapter reads the questions; the compressor is what the joint stage's reasoner starts as.
     """
 
-    def __init__(self, clara: ClaraModel, max_batch_tokens: int = 16_384) -> None:
+    def __init__(self, clara: ClaraModel, max_batch_tokens: int = 16_384, *, role: Role = "query_reasoner") -> None:
         self.clara = clara
         self.max_batch_tokens = max_batch_tokens
+        self._role: Role = role
         clara.eval()
 
     @torch.inference_mode()
@@ -40,6 +43,6 @@ class Reasoner:
         query_BX = np.empty((len(encoded), self.clara.n_memory_tokens * self.clara.hidden_size), dtype=np.float32)
         for rows in length_buckets([len(e.ids) for e in encoded], self.max_batch_tokens):
             batch = TextBatch.from_ids([encoded[row].ids for row in rows], tokenizer.pad_id).to(self.clara.device)
-            memory_BMD = self.clara.encode("query_reasoner", batch).memory_BMD
+            memory_BMD = self.clara.encode(self._role, batch).memory_BMD
             query_BX[rows] = memory_BMD.flatten(1).float().cpu().numpy()
         return query_BX

@@ -4,7 +4,8 @@ from clara_dist.bench.multi_hop import RUNS, _scores
 from clara_dist.config.training import StageConfig
 from clara_dist.data.questions import EvalQuestion
 from clara_dist.evaluation.answers import AnswerScores
-from clara_dist.evaluation.report import AnswerRecord, EvaluationReport, MethodScores, ScopeScores
+from clara_dist.evaluation.records import AnswerRecord
+from clara_dist.evaluation.report import EvaluationReport, MethodScores, ScopeScores
 
 POSITIVES = (("ann-pet", "ann-coat"), ("ann-pet", "ann-door"), ("bob-pet", "bob-coat"))
 FOUND = (("ann-coat", "ann-pet"), ("bob-coat", "bob-pet"), ("bob-pet", "ann-pet"))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from clara_dist.config.evaluate import EvaluateConfig
-from clara_dist.distributed.evaluate_job import FixedQueries, absolute_paths, evaluate_model
-from clara_dist.errors import DataError, FingerprintMismatchError
+from clara_dist.distributed.actor_pool import map_serially
+from clara_dist.distributed.evaluate_job import absolute_paths, evaluate_model, evaluate_on
+from clara_dist.errors import ConfigError, DataError, FingerprintMismatchError
+from clara_dist.evaluation.records import read_records
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.model.clara import ClaraModel
 from clara_dist.store import Fingerprint, StoreSchema, commit, write_shard
@@ -90,10 +91,50 @@ def test_missing_questions_are_an_error(config: EvaluateConfig, tmp_path: Path) 
         evaluate_model(config.model_copy(update={"questions": str(tmp_path / "absent.jsonl")}))
 
 
-def test_fixed_queries_follow_the_questions_not_their_order() -> None:
-    query_BX = torch.arange(6.0).view(3, 2).numpy()
-    queries = FixedQueries(["a", "b", "c"], query_BX)
-    np.testing.assert_array_equal(queries.query(["c", "a"]), [[4.0, 5.0], [0.0, 1.0]])
+def test_pieces_are_asked_once_and_make_the_same_report(config: EvaluateConfig, tmp_path: Path) -> None:
+    """An evaluation that is killed after its second piece, and goes on."""
+    whole = evaluate_model(config.model_copy(update={"output": str(tmp_path / "whole")}))
+    pieces = config.model_copy(update={"output": str(tmp_path / "pieces"), "questions_per_task": 2})
+    asked: list[int] = []
+
+    def pool(stop_after: int) -> Any:
+        def run(worker: Any, arguments: Any, tasks: Any) -> Any:
+            asked.append(len(tasks))
+            for n, found in enumerate(map_serially(worker, arguments, tasks)):
+                if n == stop_after:
+                    raise KeyboardInterrupt
+                yield found
+
+        return run
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_on(pool(2), pieces, "cpu")
+    with pytest.raises(ConfigError, match="of something else"):
+        evaluate_on(pool(9), pieces.model_copy(update={"resume": True, "top_k": 2}), "cpu")
+    resumed = evaluate_on(pool(9), pieces.model_copy(update={"resume": True}), "cpu")
+    assert asked == [3, 1]
+    assert resumed.to_dict() == whole.to_dict()
+    assert read_records(tmp_path / "pieces/answers.parquet") == list(resumed.records)
+    files = {str(path.relative_to(tmp_path / "pieces")) for path in (tmp_path / "pieces").rglob("*") if path.is_file()}
+    runs = {f"runs/{name}-corpus.trec" for name in ("BM25", "reasoner", "untrained-reasoner")} | {"runs/qrels.trec"}
+    assert files == runs | {"answers.parquet", "latency.json", "report.html", "report.json", "table.txt"}
+    latency = json.loads((tmp_path / "whole/latency.json").read_text())
+    assert set(latency["ms_per_question"]) == {"BM25", "untrained reasoner", "reasoner", "answers"}
+    assert all(value > 0 for value in latency["ms_per_question"].values())
+
+
+def test_judgements_of_a_file_evaluate_retrieval_alone(config: EvaluateConfig, tmp_path: Path) -> None:
+    (tmp_path / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": f"q{i}", "text": text}) + "\n" for i, text in enumerate(TEXTS)), encoding="utf-8"
+    )
+    (tmp_path / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t2\nq0\td1\t1\nq2\td2\t1\nq3\td0\t0\n")
+    changes = {"questions": str(tmp_path / "queries.jsonl"), "qrels": str(tmp_path / "test.tsv"), "recall_at": (1, 2)}
+    report = evaluate_model(config.model_copy(update=changes))
+    assert [row.method for row in report.methods] == ["BM25", "untrained reasoner", "reasoner"]
+    assert report.n_questions == 2
+    untrained = report["untrained reasoner"].corpus
+    assert untrained.recall is not None
+    assert (untrained.recall[1], untrained.answers) == ((0.5 + 1) / 2, None)
 
 
 def test_the_task_finds_its_files_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ class FakeDocument:
 @dataclass(frozen=True)
 class FakeResult:
     rows_BK: np.ndarray
+    scores_BK: np.ndarray
 
 
 TEXTS = {
@@ -64,7 +65,9 @@ class FakeStore:
         return np.eye(6, dtype=np.float16)[rows].reshape(*rows.shape, 2, 3)
 
     def search(self, query_BX: np.ndarray, k: int) -> FakeResult:
-        return FakeResult(np.argsort(-query_BX[:, : self.n_documents], kind="stable")[:, :k])
+        scores_BS = query_BX[:, : self.n_documents]
+        rows_BK = np.argsort(-scores_BS, kind="stable")[:, :k]
+        return FakeResult(rows_BK, np.take_along_axis(scores_BS, rows_BK, axis=1))
 
 
 @dataclass

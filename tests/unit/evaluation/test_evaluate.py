@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
+import ir_measures
 import pytest
 
 from clara_dist.data.questions import EvalQuestion
 from clara_dist.errors import DataError
-from clara_dist.evaluation import Bm25Ranker, LatentRanker, evaluate
+from clara_dist.evaluation import AnswerScores, Bm25Ranker, EvaluationReport, LatentRanker, evaluate
+from clara_dist.evaluation.evaluate import answer_records, facts_of
+from clara_dist.evaluation.records import read_records
 
 
 @pytest.fixture
@@ -75,11 +80,61 @@ def test_table_and_files(store, questions, rankers, generator, tmp_path):
     assert tree["methods"][0]["corpus"]["recall"] == {"1": 0.5, "3": pytest.approx(5 / 6), "5": 1.0}
     assert (tree["n_questions"], tree["n_documents"], tree["n_candidates"], tree["top_k"]) == (3, 5, [3, 3], 1)
     assert "records" not in tree
-    lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
-    assert len(lines) == 3 * 2 * 3
-    assert lines[0]["doc_ids"] == ["fjord"]
-    assert lines[0]["scores"] == {"exact_match": 0.0, "f1": 0.0, "cover_match": 0.0}
-    assert (tmp_path / "out" / "table.txt").read_text() == report.table() + "\n"
+    assert read_records(tmp_path / "out" / "answers.parquet") == list(report.records)
+    assert len(report.records) == 3 * 2 * 3
+    first = report.records[0]
+    assert (first.doc_ids, first.scores) == (("fjord",), AnswerScores(0.0, 0.0, 0.0))
+    assert (first.ranking, first.first_positive) == (("fjord", "oslo", "rome"), 2)
+    # Cosines with unit vectors.
+    norm = math.sqrt(0.9**2 + 0.1**2 + 0.2**2 + 1.0**2)
+    assert first.ranking_scores == pytest.approx((1.0 / norm, 0.9 / norm, 0.1 / norm))
+    assert (tmp_path / "out" / "table.txt").read_text() == f"{report.table()}\n\n{report.measures_table()}\n"
+
+
+def test_measures_by_hand_and_by_the_tools_of_trec(store, questions, rankers, generator, tmp_path):
+    """Corpus rankings: fjord OSLO lima | ROME fjord lima | LIMA rome oslo fjord BERN or BERN fjord."""
+    report = evaluate(questions, store, rankers, generator, max_tokens=7)
+    measures = report["joint STE"].corpus.measures
+    assert measures["P@1"] == pytest.approx((0 + 1 + 1) / 3)
+    assert measures["P@3"] == pytest.approx((1 + 1 + 1) / 9)
+    assert measures["RR@5"] == pytest.approx((1 / 2 + 1 + 1) / 3)
+    place = next(r for r in report.records if (r.method, r.scope, r.question_id) == ("joint STE", "corpus", "q3"))
+    bern = place.ranking.index("bern") + 1
+    ideal = 1 + 1 / math.log2(3)
+    of_q3 = (1 + 1 / math.log2(bern + 1)) / ideal
+    assert measures["nDCG@5"] == pytest.approx((1 / math.log2(3) + 1 + of_q3) / 3)
+    assert place.positives == ("lima", "bern")
+
+    report.write(tmp_path)
+    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "runs" / "qrels.trec")))
+    for method, name in (("joint STE", "joint-STE"), ("BM25", "BM25")):
+        for scope in ("candidates", "corpus"):
+            run = list(ir_measures.read_trec_run(str(tmp_path / "runs" / f"{name}-{scope}.trec")))
+            scores = getattr(report[method], scope)
+            for measure in ("R@1", "R@3", "nDCG@5", "P@3"):
+                again = ir_measures.calc_aggregate([ir_measures.parse_measure(measure)], qrels, run)
+                assert next(iter(again.values())) == pytest.approx(scores.measures[measure]), (method, scope, measure)
+
+
+def test_without_answers_only_retrieval_is_evaluated(store, questions, rankers, generator):
+    silent = [replace(question, answers=()) for question in questions]
+    report = evaluate(silent, store, rankers, generator, max_tokens=7)
+    assert generator.n_asked == 0
+    assert [row.method for row in report.methods] == ["BM25", "joint STE"]
+    assert report["joint STE"].corpus.answers is None
+    assert report["joint STE"].corpus.recall[1] == 0.5
+    assert "answers" not in report.table()
+    assert {record.answer for record in report.records} == {None}
+    with pytest.raises(DataError, match="for all questions or for none"):
+        evaluate([*silent[:1], *questions[1:]], store, rankers, generator)
+
+
+def test_pieces_make_the_report_of_the_whole(store, questions, rankers, generator):
+    whole = evaluate(questions, store, rankers, generator, max_tokens=7)
+    options = {"top_k": 1, "recall_at": (1, 3, 5), "max_tokens": 7}
+    pieces = [r for q in questions for r in answer_records([q], store, rankers, generator, **options)]
+    again = EvaluationReport.of(pieces, (1, 3, 5), **facts_of(questions, 5, 5, ["candidates", "corpus"], 1, 7))
+    assert again.to_dict() == whole.to_dict()
 
 
 def test_what_cannot_be_evaluated_is_said(store, questions, rankers, generator):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from clara_dist.data.questions import EvalQuestion
-from clara_dist.distributed.evaluate_job import FixedQueries
 from clara_dist.evaluation import Bm25Ranker, LatentRanker, evaluate
 
 PASSAGES = ["coast#1", "coast#2", "coast#3", "hills#1", "hills#2"]
@@ -30,7 +31,8 @@ def questions():
 def rankers(split_store, questions):
     #                      coast1 coast2 coast3 hills1 hills2
     rows = [[0.3, 0.2, 0.4, 1.0, 0.9, 0.0], [0.9, 0.8, 0.7, 0.6, 0.1, 0.0]]
-    reasoner = FixedQueries([q.question for q in questions], np.array(rows, np.float32))
+    vectors = dict(zip([q.question for q in questions], rows, strict=True))
+    reasoner = SimpleNamespace(query=lambda asked: np.array([vectors[text] for text in asked], np.float32))
     return {
         "BM25": Bm25Ranker(split_store, lambda title, text: text),
         "joint STE": LatentRanker(reasoner, split_store, split_store),

@@ -64,7 +64,9 @@ def test_a_model_is_evaluated_on_its_store(tiny_clara_dir: Path, store: MemorySt
     report = evaluate(questions, store, rankers, generator, top_k=1, max_tokens=8)
 
     # With the whole corpus as candidates both columns are the same ranking, found by two different roads.
-    assert latent.among_candidates(questions, 6) == latent.in_corpus(questions, 6)
+    for given, searched in zip(latent.among_candidates(questions, 6), latent.in_corpus(questions, 6), strict=True):
+        assert given.doc_ids == searched.doc_ids
+        assert given.scores == pytest.approx(searched.scores, abs=1e-6)
     assert report["untrained"].candidates == report["untrained"].corpus
     # Each question shares a word with its own document only: lighthouse/built, roof, ferry.
     assert report["BM25"].corpus.recall == {1: 1.0, 3: 1.0, 5: 1.0}
