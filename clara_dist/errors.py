@@ -130,3 +130,15 @@ class OverloadedError(RequestError):
     """The server is full; the client should try again later."""
 
     status = 429
+
+
+class ConflictError(RequestError):
+    """The request contradicts what is stored."""
+
+    status = 409
+
+
+class UnavailableError(RequestError):
+    """A part of the server is lost and is being replaced; the client should try again later."""
+
+    status = 503

@@ -99,12 +99,14 @@ class RetrieveReply(Reply):
     """Sources, best first, and the versions that they come from.
 
     ``model_version`` is a hash of the model's content: equal values mean equal models, whatever their directories.
+    ``missing_shards`` counts the parts of the store that did not answer: what they hold was not searched.
     """
 
     sources: list[Source]
     timings: Timings
     model_version: str
     store_version: int
+    missing_shards: int = 0
 
 
 class AnswerReply(RetrieveReply):
@@ -122,6 +124,7 @@ class Health(Reply):
     model_version: str
     store_version: int
     n_documents: int
+    missing_shards: int = 0
 
 
 class Ready(Reply):

@@ -26,6 +26,7 @@ from clara_dist.distributed.serve_engine import Engine
 from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_ingress import Ingress
 from clara_dist.distributed.serve_retriever import Retriever
+from clara_dist.distributed.serve_writer import Writer
 from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClusterError, ConfigError, RequestError
@@ -36,6 +37,8 @@ APP_NAME = "clara"
 _INGRESS_REQUESTS = 10_000
 _INGRESS_CPUS = 0.1
 _POLL_S = 0.2
+# On top of the longest request.
+_DRAIN_S = 5.0
 _SHUTDOWN_S = 60.0
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 
@@ -52,15 +55,27 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
             "model": absolute(config.model),
             "base_model": absolute_base(config.model, config.base_model),
             "store": absolute(config.store),
+            "api_key_file": None if config.api_key_file is None else absolute(config.api_key_file),
         }
     )
     device = _device(config)
+    # What a replica has begun may end, and it is stopped as soon as it has.
+    drain = {
+        "graceful_shutdown_timeout_s": config.limits.request_timeout_s + _DRAIN_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
     retriever = serve.deployment(
         Retriever,
         num_replicas=config.retriever_replicas,
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": config.retriever_cpus},
-    ).bind(config)
+        **drain,
+    )
+    one = config.retriever_shards == 1
+    retrievers = [
+        retriever.options(name="Retriever" if one else f"Retriever-{shard}").bind(config, shard)
+        for shard in range(config.retriever_shards)
+    ]
     engine = serve.deployment(
         Engine,
         num_replicas=config.engine_replicas,
@@ -72,13 +87,28 @@ def build_app(config: ServeConfig | Mapping[str, Any]) -> serve.Application:
             "num_cpus": config.engine_cpus,
             "num_gpus": config.engine_gpus if device == "cuda" else 0,
         },
-    ).bind(config, device, retriever)
+        **drain,
+    ).bind(config, device, retrievers)
     return serve.deployment(
         serve.ingress()(Ingress),
+        num_replicas=config.ingress_replicas,
         max_ongoing_requests=_INGRESS_REQUESTS,
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
-    ).bind(config, engine)
+        **drain,
+    ).bind(config, engine, _writer(config, drain) if config.allow_writes else None)
+
+
+def _writer(config: ServeConfig, drain: dict[str, float]) -> serve.Application:
+    return serve.deployment(
+        Writer,
+        # One: requests take turns anyway, and every version has one parent.
+        num_replicas=1,
+        max_queued_requests=config.limits.max_queued_requests,
+        max_constructor_retry_count=2,
+        ray_actor_options={"num_cpus": config.writer_cpus, "num_gpus": config.writer_gpus},
+        **drain,
+    ).bind(config, "cuda" if config.writer_gpus else "cpu")
 
 
 def _device(config: ServeConfig) -> str:
@@ -155,7 +185,12 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
             _wait_for_health(url, config.start_timeout_s)
             yield url
         finally:
-            _shut_down_serve()
+            try:
+                # While the proxy still stands: with it would fall the answers that are under way.
+                if APP_NAME in serve.status().applications:
+                    serve.delete(APP_NAME)
+            finally:
+                _shut_down_serve()
 
 
 def run(config: ServeConfig, *, address: str | None = None) -> None:
@@ -163,11 +198,11 @@ def run(config: ServeConfig, *, address: str | None = None) -> None:
     print(f"loading {config.model} and {config.store} ...", flush=True)
     with serving(config, address=address) as url:
         body = json.dumps({"question": "..."})
-        key = f" -H 'Authorization: Bearer '\"${config.api_key_env}\"" if ApiKeys.from_environment(config) else ""
+        key = f" -H 'Authorization: Bearer '\"${config.api_key_env}\"" if ApiKeys.of(config) else ""
         print(f"serving at {url}; stop with Ctrl-C. Ask it:")
         print(f"  curl {url}/v1/answers -H 'Content-Type: application/json'{key} -d '{body}'", flush=True)
         _wait_for_stop()
-        print("shutting down ...", flush=True)
+        print("finishing what has begun, then shutting down; Ctrl-C again does so at once ...", flush=True)
 
 
 def _wait_for_stop() -> None:
@@ -187,7 +222,7 @@ def require_startable(config: ServeConfig) -> None:
     Raises:
         ConfigError: Model or store is not there, the port is taken, or an API key is missing.
     """
-    ApiKeys.from_environment(config)
+    ApiKeys.of(config)
     _require_directories(config)
     _require_free_port(config)
 

@@ -18,7 +18,8 @@ from clara_dist.config.http import AnswerReply, Health, RetrieveReply, Source, T
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_gauges import EngineMetrics
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
-from clara_dist.distributed.serve_retriever import Retrieved, ServedStore
+from clara_dist.distributed.serve_parts import Retrievers
+from clara_dist.distributed.serve_retriever import Retrieved
 from clara_dist.errors import ModelError, RequestError
 from clara_dist.inference.engine import Piece
 from clara_dist.store import parse_where
@@ -43,6 +44,7 @@ class _Hit:
     sources: tuple[Source, ...]
     memory_KMD: np.ndarray | None
     store_version: int
+    missing_shards: int
     queue_s: float
     reason_s: float
     retrieve_s: float
@@ -56,13 +58,15 @@ class Engine:
     being decoded. Whatever can be wrong with a single request is found before it meets others.
     """
 
-    async def __init__(self, config: ServeConfig, device: str, retriever: DeploymentHandle) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config: ServeConfig, device: str, retrievers: Sequence[DeploymentHandle]
+    ) -> None:
         """Load the model and meet the store. Serve awaits this.
 
         Args:
             config: What is served.
             device: ``cpu`` or ``cuda``.
-            retriever: Handle of a `Retriever`.
+            retrievers: Handles of the `Retriever` of each part of the store.
 
         Raises:
             FingerprintMismatchError: The store was written by another model; the message names the fields.
@@ -70,12 +74,9 @@ class Engine:
         from clara_dist.distributed.serve_model import ServedModel
 
         self._model = ServedModel(config, device)
-        self._retriever = retriever
         self._stream_interval_s = config.stream_interval_s
-        self._store: ServedStore = await retriever.describe.remote()
-        self._store.fingerprint.require_match(
-            self._model.fingerprint, f"the store {self._store.url}", f"the model {config.model}"
-        )
+        self._retrievers = Retrievers(retrievers, config, self._model.fingerprint)
+        await self._retrievers.start()
         batched = serve.batch(max_batch_size=config.batch_size, batch_wait_timeout_s=config.batch_wait_s)
         self._find_batched = batched(self._find_batch)
         self._metrics = EngineMetrics()
@@ -92,10 +93,17 @@ class Engine:
             self._model.engine.close()
 
     async def describe(self) -> Health:
+        """What is served.
+
+        Raises:
+            UnavailableError: So many parts of the store are lost that no question can be answered.
+        """
+        self._retrievers.require_answers()
         return Health(
             model_version=self._model.version,
-            store_version=self._store.version,
-            n_documents=self._store.n_documents,
+            store_version=self._retrievers.store.version,
+            n_documents=self._retrievers.store.n_documents,
+            missing_shards=self._retrievers.n_missing,
         )
 
     async def stream(self, ask: Ask) -> AsyncIterator[AnswerEvent]:
@@ -105,6 +113,7 @@ class Engine:
             TokenizationError: The question or the prompt is too long for this model.
             FilterError: ``where`` is no filter of this store's columns.
             RequestError: The store is too small, the filter leaves nothing, or the answer would not fit.
+            UnavailableError: A part of the store is lost.
         """
         since = time.perf_counter()
         self._require_good(ask.question, ask.top_k, ask.where)
@@ -112,10 +121,12 @@ class Engine:
         hit: _Hit = await self._find_batched(_Query(ask.question, ask.top_k, ask.where, since, with_memory=True))
         if not hit.sources:
             raise RequestError("no document is left to answer from", got=f"where {ask.where}")
-        if len(hit.sources) < ask.top_k:  # a filter left fewer
+        if len(hit.sources) < ask.top_k:  # a filter or a lost part left fewer
             prompt = self._model.prompt(ask.question, len(hit.sources), ask.sampling.max_tokens)
         words = await self._model.words(ask.question, hit.query_X, hit.sources[0]) if ask.explain else ()
-        yield Found(hit.sources, _timings(hit), len(prompt), self._model.version, hit.store_version, words)
+        yield Found(
+            hit.sources, _timings(hit), len(prompt), self._model.version, hit.store_version, words, hit.missing_shards
+        )
         n_tokens, first_s, sent = 0, 0.0, float("-inf")
         waiting = Piece("", 0)
         # Closed where it is left, so that who leaves frees the place at once.
@@ -149,6 +160,7 @@ class Engine:
             usage=Usage(prompt_tokens=found.prompt_tokens, completion_tokens=done.completion_tokens),
             model_version=found.model_version,
             store_version=found.store_version,
+            missing_shards=found.missing_shards,
         )
 
     async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
@@ -158,6 +170,7 @@ class Engine:
             TokenizationError: The question is too long.
             FilterError: ``where`` is no filter of this store's columns.
             RequestError: The store is too small.
+            UnavailableError: A part of the store is lost.
         """
         since = time.perf_counter()
         self._require_good(question, top_k, where)
@@ -167,26 +180,27 @@ class Engine:
             timings=_timings(hit),
             model_version=self._model.version,
             store_version=hit.store_version,
+            missing_shards=hit.missing_shards,
         )
 
     def _require_good(self, question: str, top_k: int, where: str | None) -> None:
         self._model.require_readable(question)
+        store = self._retrievers.store
         if where is not None:
-            parse_where(where, self._store.schema)
-        if top_k > self._store.n_documents:
+            parse_where(where, store.schema)
+        if top_k > store.n_documents:
             raise RequestError(
-                "top_k exceeds the number of documents", got=top_k, expected=f"at most {self._store.n_documents}"
+                "top_k exceeds the number of documents", got=top_k, expected=f"at most {store.n_documents}"
             )
 
     async def _find_batch(self, batch: Sequence[_Query]) -> list[_Hit]:
         started = time.perf_counter()
         query_BX = await self._model.engine.reason([query.question for query in batch])
         reasoned = time.perf_counter()
-        found: Retrieved = await self._retriever.search.remote(
+        found = await self._retrievers.search(
             query_BX,
             [query.top_k for query in batch],
             [query.where for query in batch],
-            fingerprint=self._model.fingerprint.digest,
             with_memory=any(query.with_memory for query in batch),
         )
         ended = time.perf_counter()
@@ -199,6 +213,7 @@ class Engine:
                 sources=_sources(found, i),
                 memory_KMD=memories[i],
                 store_version=found.store_version,
+                missing_shards=found.missing_shards,
                 queue_s=started - query.since,
                 reason_s=reasoned - started,
                 retrieve_s=ended - reasoned,

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from clara_dist.config.http import ErrorBody, ErrorReply
-from clara_dist.errors import ClaraError, FilterError, RequestError, TokenizationError
+from clara_dist.errors import ClaraError, FilterError, RequestError, TokenizationError, UnavailableError
 
 logger = logging.getLogger("ray.serve")
 
@@ -21,6 +21,7 @@ _CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
+    409: "conflict",
     413: "body_too_large",
     415: "unsupported_media_type",
     429: "overloaded",
@@ -28,6 +29,8 @@ _CODES = {
     503: "not_ready",
     504: "timeout",
 }
+# Seconds in which Serve replaces a replica, roughly.
+SOON = {"Retry-After": "2"}
 
 
 class ApiError(Exception):
@@ -64,7 +67,7 @@ def overloaded() -> ApiError:
 
 def not_ready() -> ApiError:
     """No engine can be reached yet, or it was just lost."""
-    return ApiError(503, "the model is being loaded; try again later", headers={"Retry-After": "2"})
+    return ApiError(503, "the model is being loaded; try again later", headers=SOON)
 
 
 def api_error(error: BaseException) -> ApiError:
@@ -81,6 +84,8 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(error.status_code, message or str(error.detail), headers=dict(error.headers or {}))
     if isinstance(error, FilterError):
         return ApiError(400, _one_line(error), param="where")
+    if isinstance(error, UnavailableError):
+        return ApiError(error.status, _one_line(error), headers=SOON)
     if isinstance(error, (RequestError, TokenizationError)):
         return ApiError(error.status if isinstance(error, RequestError) else 400, _one_line(error))
     error_id = uuid.uuid4().hex

@@ -18,6 +18,7 @@ from clara_dist.config.http import (
     RetrieveRequest,
 )
 from clara_dist.config.serve import ServeConfig
+from clara_dist.distributed.serve_documents import DocumentWriter, documents_routes
 from clara_dist.distributed.serve_errors import ApiError, api_error
 from clara_dist.distributed.serve_guard import ApiKeys, RequestGuard
 from clara_dist.distributed.serve_limits import Bounds
@@ -25,16 +26,17 @@ from clara_dist.distributed.serve_messages import Backend
 from clara_dist.distributed.serve_metrics import CONTENT_TYPE, MeasuredAnswers, MeasuredRequests, ServeMetrics
 from clara_dist.distributed.serve_openai import openai_routes
 from clara_dist.distributed.serve_page import PAGE_PATHS, page_routes
+from clara_dist.errors import ClaraError
 
 
-def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
-    """The app: routes, limits, errors."""
+def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys, writer: DocumentWriter | None = None) -> FastAPI:
+    """The app: routes, limits, errors; without a writer there are no routes that change the store."""
     api = FastAPI(
         title="clara_dist",
         version=clara_dist.__version__,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
-        responses={status: {"model": ErrorReply} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)},
+        responses={status: {"model": ErrorReply} for status in (400, 401, 404, 409, 413, 415, 429, 500, 503, 504)},
     )
     bounds, metrics = Bounds(config), ServeMetrics()
     backend = MeasuredAnswers(backend, metrics)
@@ -63,8 +65,10 @@ def build_api(config: ServeConfig, backend: Backend, keys: ApiKeys) -> FastAPI:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     api.include_router(openai_routes(config, backend, bounds))
+    if writer is not None:
+        api.include_router(documents_routes(config.limits, writer))
     api.include_router(page_routes())
-    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
+    for kind in (ApiError, ClaraError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(kind, _explain)
     api.add_middleware(RequestGuard, config=config, keys=keys)
     # The last one added is the first that a request meets: it counts what the guard refuses, too.

@@ -40,6 +40,7 @@ class Found:
     model_version: str
     store_version: int
     words: tuple[tuple[LatentWord, ...], ...] = ()
+    missing_shards: int = 0
 
 
 @dataclass(frozen=True)

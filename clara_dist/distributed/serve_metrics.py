@@ -33,6 +33,9 @@ class ServeMetrics:
         self.first_token = self._histogram("clara_first_token_seconds", "From the sources to the first token.")
         self.prompt_tokens = Counter("clara_prompt_tokens", "Read, memory tokens included.", registry=self._registry)
         self.completion_tokens = Counter("clara_completion_tokens", "Computed.", registry=self._registry)
+        self.partial = Counter(
+            "clara_partial_answers", "Answers and retrievals without some part of the store.", registry=self._registry
+        )
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
@@ -94,11 +97,13 @@ class MeasuredAnswers:
     async def answer(self, ask: Ask) -> AnswerReply:
         reply = await self._backend.answer(ask)
         self._metrics.answered(reply.timings, reply.usage.prompt_tokens, reply.usage.completion_tokens)
+        self._metrics.partial.inc(bool(reply.missing_shards))
         return reply
 
     async def retrieve(self, question: str, top_k: int, where: str | None) -> RetrieveReply:
         reply = await self._backend.retrieve(question, top_k, where)
         self._metrics.retrieved(reply.timings)
+        self._metrics.partial.inc(bool(reply.missing_shards))
         return reply
 
     async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
@@ -107,6 +112,7 @@ class MeasuredAnswers:
             async for event in events:
                 if isinstance(event, Found):
                     prompt_tokens = event.prompt_tokens
+                    self._metrics.partial.inc(bool(event.missing_shards))
                 elif isinstance(event, Done):
                     self._metrics.answered(event.timings, prompt_tokens, event.completion_tokens)
                 yield event

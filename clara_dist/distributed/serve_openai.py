@@ -122,6 +122,7 @@ class _Shape:
             timings=found.timings,
             model_version=found.model_version,
             store_version=found.store_version,
+            missing_shards=found.missing_shards,
             unread_messages=self.unread_messages,
             words=[list(vector) for vector in found.words],
         )

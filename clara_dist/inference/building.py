@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -38,12 +38,35 @@ def build_store(
     rows = enumerate(documents)
     shards: list[ShardInfo] = []
     while chunk := [_document(number, document) for number, document in islice(rows, _DOCUMENTS_PER_SHARD)]:
-        passages = splitter.split([(document["title"], document["text"]) for document in chunk])
-        shards.append(_write(compressor, schema, store, list(_rows(chunk, passages))))
+        shards.append(write_documents(compressor, splitter, schema, store, chunk))
     if not shards:
         raise DataError("there are no documents to make a store of")
     commit(store, schema, compressor.fingerprint, shards)
     return MemoryStore.open(store)
+
+
+def write_documents(
+    compressor: DocumentCompressor,
+    splitter: PassageSplitter,
+    schema: StoreSchema,
+    store: StoreLocation,
+    documents: Sequence[Mapping[str, Any]],
+) -> ShardInfo:
+    """Compress documents into one shard, which no version of the store lists yet.
+
+    Args:
+        compressor: Of the store's model.
+        splitter: Splits what is longer than the compressor reads.
+        schema: The store's.
+        store: Its path or URL.
+        documents: With ``doc_id``, ``title``, ``text`` and ``metadata``, at least one.
+
+    Raises:
+        StoreError: A ``doc_id`` is bad or comes twice, metadata does not fit its column, or a memory does not fit
+            float16.
+    """
+    passages = splitter.split([(document["title"], document["text"]) for document in documents])
+    return _write(compressor, schema, store, list(_rows(documents, passages)))
 
 
 def _document(number: int, document: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +84,7 @@ def _document(number: int, document: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(
-    documents: list[dict[str, Any]], passages: list[list[Passage]]
+    documents: Sequence[Mapping[str, Any]], passages: list[list[Passage]]
 ) -> Iterator[tuple[str, str, Passage, Mapping[str, Any]]]:
     """(doc_id, parent_id, passage, metadata) of every row."""
     for document, parts in zip(documents, passages, strict=True):

@@ -74,6 +74,7 @@ async function ask(question) {
       if (chunk.clara && chunk.clara.sources) {
         found = chunk.clara;
         showSources(found.sources, question, "");
+        $("partial").hidden = !found.missing_shards;
         showWords(found.words);
       }
       const choice = chunk.choices[0];

@@ -72,7 +72,19 @@ def serve_config(tiny_clara_dir: Path, store_dir: Path) -> ServeConfig:
         top_k=2,
         max_tokens=8,
         batch_size=8,
-        limits=LimitsConfig(max_top_k=N_DOCUMENTS + 3, max_tokens=40, max_queued_requests=24, max_body_bytes=5_000),
+        limits=LimitsConfig(
+            max_top_k=N_DOCUMENTS + 3,
+            max_tokens=40,
+            max_queued_requests=24,
+            max_body_bytes=5_000,
+            shard_timeout_s=1.0,
+        ),
+        # One of the store's shards each: whatever the tests of this folder find, they find in two places.
+        retriever_shards=2,
+        on_lost_shard="partial",
+        # Room for the applications that some tests deploy beside it.
+        engine_cpus=0.1,
+        retriever_cpus=0.05,
         start_timeout_s=240,
     )
 

@@ -249,6 +249,7 @@ def test_keys_guard_everything_but_health() -> None:
         "model_version": "abc",
         "store_version": 2,
         "n_documents": 4,
+        "missing_shards": 0,
     }
 
 
@@ -280,10 +281,10 @@ def test_a_public_server_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("", " , "):
         monkeypatch.setenv("CLARA_API_KEY", value)
         with pytest.raises(ConfigError, match="needs an API key"):
-            ApiKeys.from_environment(public)
-        assert not ApiKeys.from_environment(CONFIG)
+            ApiKeys.of(public)
+        assert not ApiKeys.of(CONFIG)
     monkeypatch.setenv("CLARA_API_KEY", "k")
-    assert ApiKeys.from_environment(public)
+    assert ApiKeys.of(public)
 
 
 @pytest.mark.parametrize(

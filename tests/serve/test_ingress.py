@@ -11,13 +11,13 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from clara_dist.config.http import Health
+from clara_dist.config.http import Health, Timings
 from clara_dist.config.serve import LimitsConfig, ServeConfig
 from clara_dist.distributed import serve_ingress
 from clara_dist.distributed.serve_errors import ApiError
 from clara_dist.distributed.serve_ingress import Ingress
-from clara_dist.distributed.serve_messages import Ask
-from clara_dist.errors import StoreError, TokenizationError
+from clara_dist.distributed.serve_messages import Ask, Done
+from clara_dist.errors import StoreError, TokenizationError, UnavailableError
 from clara_dist.inference.engine import Sampling
 
 CONFIG = ServeConfig(model="m", store="s", limits=LimitsConfig(request_timeout_s=0.05))
@@ -113,9 +113,60 @@ def test_a_client_that_leaves_takes_its_request_along() -> None:
     assert handle.responses[1].cancelled
 
 
+def test_a_request_that_loses_its_engine_is_given_to_another_one_once() -> None:
+    died = task_error(ActorDiedError())
+    handle = Handle(describe=[HEALTH], answer=[died, "reply"])
+    assert asyncio.run(Ingress(CONFIG, handle).answer(ASK)) == "reply"  # type: ignore[arg-type]
+    assert len(handle.responses) == 4  # each after an engine was met
+    assert refusal(Handle(describe=[HEALTH], answer=[died, died, "reply"])).status == 503
+
+
+def test_a_stream_is_begun_anew_only_if_nothing_of_it_was_sent() -> None:
+    died = task_error(ActorDiedError())
+
+    def stream_of(*attempts: list[Any]) -> tuple[list[Any], int]:
+        """What a client gets of an engine whose streams end in these ways, and the status that it ends with."""
+        streams = iter(attempts)
+
+        class Stream:
+            def __init__(self) -> None:
+                self._events = iter(next(streams))
+
+            async def __anext__(self) -> Any:
+                event = next(self._events)
+                if isinstance(event, Exception):
+                    raise event
+                return event
+
+            def cancel(self) -> None:
+                pass
+
+        handle = Handle(describe=[HEALTH])
+        handle.options = lambda stream: SimpleNamespace(stream=SimpleNamespace(remote=lambda ask: Stream()))  # type: ignore[attr-defined]
+
+        async def read() -> tuple[list[Any], int]:
+            got = []
+            try:
+                async for event in Ingress(CONFIG, handle).stream(ASK):  # type: ignore[arg-type]
+                    got.append(event)
+            except ApiError as error:
+                return got, error.status
+            return got, 200
+
+        return asyncio.run(read())
+
+    done = Done("stop", 1, Timings(queue=0, reason=0, retrieve=0, total=0))
+    assert stream_of([died], ["a", done]) == (["a", done], 200)
+    assert stream_of(["a", died], ["a", done]) == (["a"], 503)
+    assert stream_of([died], [died], ["a", done]) == ([], 503)
+
+
 def test_a_lost_engine_is_503_until_the_next_one_answers() -> None:
     died = task_error(ActorDiedError())
-    ingress = Ingress(CONFIG, Handle(describe=[HEALTH, None, HEALTH], answer=[died, "reply"]))  # type: ignore[arg-type]
+    ingress = Ingress(
+        CONFIG,
+        Handle(describe=[HEALTH, HEALTH, None, HEALTH], answer=[died, died, "reply"]),  # type: ignore[arg-type]
+    )
 
     async def ask() -> Any:
         statuses = []
@@ -126,7 +177,7 @@ def test_a_lost_engine_is_503_until_the_next_one_answers() -> None:
         assert ingress._contact is not None
         ingress._contact.cancel()
         with pytest.raises(ApiError):
-            await ingress.health()
+            await ingress.answer(ASK)
         return statuses, await ingress.answer(ASK)
 
     assert asyncio.run(ask()) == ([503, 503], "reply")
@@ -139,3 +190,26 @@ def test_errors_cross_processes_without_their_stack_traces() -> None:
     error = refusal(Handle(describe=[HEALTH], answer=[nested]))
     assert error.status == 500
     assert "secret" not in error.message
+
+
+def test_health_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is lost, or has lost its store, is not ready; one that has no time for the probe is."""
+    lost = task_error(UnavailableError("1 of 2 parts of the document store do not answer"))
+    full = BackPressureError(5, 4)
+    ingress = Ingress(CONFIG, Handle(describe=[HEALTH, lost, HEALTH, None, full, full], answer=["reply"]))  # type: ignore[arg-type]
+
+    async def probe() -> int:
+        try:
+            await ingress.health()
+        except ApiError as error:
+            return error.status
+        return 200
+
+    async def probes() -> list[int]:
+        statuses = [await probe() for _ in range(2)]
+        await ingress.answer(ASK)  # takes a HEALTH for itself
+        statuses += [await probe() for _ in range(2)]
+        monkeypatch.setattr(serve_ingress, "_BUSY_S", 0.0)
+        return [*statuses, await probe()]
+
+    assert asyncio.run(probes()) == [200, 503, 200, 200, 503]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -20,11 +18,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from clara_dist.config.http import AnswerReply, Health, LatentWord, RetrieveReply, Source, Timings
-from clara_dist.config.serve import ServeConfig
-from clara_dist.distributed.serve_guard import ApiKeys
-from clara_dist.distributed.serve_http import build_api
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done, Found
 from clara_dist.inference.engine import Piece
+from http_server import serving as serving_backend
 
 TIMINGS = Timings(queue=0.001, reason=0.02, retrieve=0.003, first_token=0.03, generate=0.4, total=0.424)
 SOURCES = (
@@ -48,6 +44,7 @@ class Engine:
         self.asked: list[Ask] = []
         self.go_on = threading.Event()
         self.left = threading.Event()
+        self.missing_shards = 0
 
     async def health(self) -> Health:
         return Health(model_version="abc", store_version=2, n_documents=4480)
@@ -64,7 +61,8 @@ class Engine:
         self.asked.append(ask)
         ended = False
         try:
-            yield Found(SOURCES, TIMINGS, 7, "abc", 2, WORDS if ask.explain else ())
+            words = WORDS if ask.explain else ()
+            yield Found(SOURCES, TIMINGS, 7, "abc", 2, words, self.missing_shards)
             yield Piece("In ", 1)
             while not self.go_on.is_set():
                 await asyncio.sleep(0.01)
@@ -78,18 +76,11 @@ class Engine:
 
 @contextmanager
 def serving(engine: Engine, keys: str = "") -> Iterator[str]:
-    config = ServeConfig(model="m", store="s", model_name="lighthouse")
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_api(config, engine, ApiKeys(keys)), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        engine.go_on.set()
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
+    with serving_backend(engine, keys, model_name="lighthouse") as url:
+        try:
+            yield url
+        finally:
+            engine.go_on.set()
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +136,7 @@ def test_an_answer_is_watched_as_it_comes(browser: webdriver.Chrome) -> None:
         assert browser.title == "CLaRa"
         browser.find_element(By.TAG_NAME, "summary").click()
         assert [mark.text for mark in browser.find_elements(By.CSS_SELECTOR, "#words mark.added")] == ["built"]
+        assert not browser.find_element(By.ID, "partial").is_displayed()
     (asked,) = engine.asked
     assert (asked.question, asked.top_k, asked.explain) == ("When was the lighthouse built?", 2, True)
     assert [
@@ -155,9 +147,11 @@ def test_an_answer_is_watched_as_it_comes(browser: webdriver.Chrome) -> None:
 @pytest.mark.browser
 def test_who_stops_is_gone_at_the_engine_too(browser: webdriver.Chrome) -> None:
     engine = Engine()
+    engine.missing_shards = 1
     with serving(engine) as url:
         browser.get(f"{url}/?q=When%3F")  # a link that asks
         wait(browser, lambda: text(browser, "answer") == "In")
+        assert browser.find_element(By.ID, "partial").is_displayed()
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
         assert engine.left.wait(30)
         wait(browser, lambda: browser.find_element(By.ID, "answer").get_attribute("aria-busy") == "false")

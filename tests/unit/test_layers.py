@@ -27,6 +27,7 @@ INTERNAL = {
     "evaluation": {"inference", "model", "retrieval", "data", "core"},
     "planning": {"data"},
     "page": set(),
+    "integrations": {"client"},
     "synthesis": {"data"},
 }
 ANYTHING = {"distributed", "cli", "bench"}
