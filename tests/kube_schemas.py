@@ -28,6 +28,7 @@ class Metadata(Strict):
     name: Name
     namespace: Name | None = None
     labels: Labels = {}
+    annotations: dict[str, str] = {}
 
 
 class PodMetadata(Strict):
@@ -298,6 +299,45 @@ class BudgetSpec(Strict):
     selector: Selector
 
 
+class ServicePort(Strict):
+    number: Port
+
+
+class BackendService(Strict):
+    name: Name
+    port: ServicePort
+
+
+class IngressBackend(Strict):
+    service: BackendService
+
+
+class IngressPath(Strict):
+    path: str
+    path_type: Literal["Prefix", "Exact"]
+    backend: IngressBackend
+
+
+class IngressHttp(Strict):
+    paths: list[IngressPath]
+
+
+class HostRule(Strict):
+    host: str
+    http: IngressHttp
+
+
+class IngressTls(Strict):
+    hosts: list[str]
+    secret_name: Name
+
+
+class IngressSpec(Strict):
+    ingress_class_name: Name
+    tls: list[IngressTls] = Field(min_length=1)
+    rules: list[HostRule]
+
+
 class Quota(Strict):
     name: str
     nominal_quota: Quantity
@@ -333,6 +373,7 @@ SPECS: dict[tuple[str, str], type[BaseModel] | None] = {
     ("ray.io/v1", "RayService"): RayServiceSpec,
     ("v1", "PersistentVolumeClaim"): ClaimSpec,
     ("networking.k8s.io/v1", "NetworkPolicy"): NetworkPolicySpec,
+    ("networking.k8s.io/v1", "Ingress"): IngressSpec,
     ("policy/v1", "PodDisruptionBudget"): BudgetSpec,
     ("kueue.x-k8s.io/v1beta1", "ResourceFlavor"): None,
     ("kueue.x-k8s.io/v1beta1", "ClusterQueue"): ClusterQueueSpec,

@@ -18,7 +18,7 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.config.serve import ServeConfig
 from clara_dist.config.workers import WorkerRange
-from kube_schemas import RayClusterSpec, RayJobSpec, RayServiceSpec, validate
+from kube_schemas import IngressSpec, RayClusterSpec, RayJobSpec, RayServiceSpec, validate
 from kustomized import build, copy_tree, load_all
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -76,9 +76,26 @@ def test_the_queue_is_valid_and_of_the_namespace() -> None:
     assert flavors == [flavor["metadata"]["name"]]
 
 
+def test_the_ingress_has_tls_for_every_host_and_ends_at_the_service() -> None:
+    (ingress,) = load_all(KUBERAY / "ingress.yaml")
+    spec = validate(ingress)
+    assert isinstance(spec, IngressSpec)
+    assert {host for tls in spec.tls for host in tls.hosts} == {rule.host for rule in spec.rules}
+    # KubeRay names the service after the RayService.
+    (name,) = [name for kind, name in built("small") if kind == "RayService"]
+    backends = [path.backend.service for rule in spec.rules for path in rule.http.paths]
+    assert [(backend.name, backend.port.number) for backend in backends] == [(f"{name}-serve-svc", 8000)]
+
+
+def test_what_kuberay_names_after_ours_has_names_of_its_own(objects: Objects) -> None:
+    # A RayCluster's and a RayService's head has a service of this name; the one of a job is named after a random cluster.
+    heads = [f"{name}-head-svc" for kind, name in objects if kind in ("RayCluster", "RayService")]
+    assert len(set(heads)) == len(heads) == 2
+
+
 def test_a_field_that_kuberay_does_not_have_is_refused() -> None:
     for path, value in (("authOption", {"mode": "token"}), ("rayVersion", "2.51.0"), ("workerGroupSpecs", [])):
-        wrong = copy_tree(built("small")["RayCluster", "clara"])
+        wrong = copy_tree(built("small")["RayCluster", "clara-cluster"])
         wrong["spec"][path] = value
         with pytest.raises(ValidationError):
             validate(wrong)
