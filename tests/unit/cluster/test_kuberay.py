@@ -88,7 +88,7 @@ def test_the_ingress_has_tls_for_every_host_and_ends_at_the_service() -> None:
 
 
 def test_what_kuberay_names_after_ours_has_names_of_its_own(objects: Objects) -> None:
-    # A RayCluster's and a RayService's head has a service of this name; the one of a job is named after a random cluster.
+    # Heads of RayCluster and RayService have services of these names; a job's is named after its random cluster.
     heads = [f"{name}-head-svc" for kind, name in objects if kind in ("RayCluster", "RayService")]
     assert len(set(heads)) == len(heads) == 2
 
@@ -146,7 +146,7 @@ def test_the_network_policy_leaves_only_the_api_open_to_clients(objects: Objects
     assert ports == {(8265, 8000), (8080, 8000), (8000,)}
     operator = outside[0].from_[0].pod_selector
     assert operator is not None
-    assert operator.match_labels == {"app.kubernetes.io/name": "kuberay-operator"}
+    assert operator.match_labels == {"app.kubernetes.io/component": "kuberay-operator"}
 
 
 def test_disruption_budgets_select_pods_that_there_are(objects: Objects) -> None:
