@@ -68,24 +68,9 @@ class ContainerSecurity(Strict):
     capabilities: Capabilities
 
 
-class SecretKey(Strict):
-    name: Name
-    key: str
-
-
-class ValueFrom(Strict):
-    secret_key_ref: SecretKey
-
-
 class Env(Strict):
     name: str
-    value: str | None = None
-    value_from: ValueFrom | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Env:
-        assert (self.value is None) != (self.value_from is None)
-        return self
+    value: str
 
 
 class ContainerPort(Strict):
@@ -143,15 +128,21 @@ class ConfigMapVolume(Strict):
     name: Name
 
 
+class SecretVolume(Strict):
+    secret_name: Name
+
+
 class Volume(Strict):
     name: Name
+    secret: SecretVolume | None = None
     persistent_volume_claim: Claim | None = None
     empty_dir: EmptyDir | None = None
     config_map: ConfigMapVolume | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Volume:
-        assert sum(each is not None for each in (self.persistent_volume_claim, self.empty_dir, self.config_map)) == 1
+        kinds = (self.persistent_volume_claim, self.empty_dir, self.config_map, self.secret)
+        assert sum(each is not None for each in kinds) == 1
         return self
 
 

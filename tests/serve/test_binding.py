@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 
 import grpc
 import psutil
@@ -35,7 +34,7 @@ def test_a_server_and_its_ray_listen_on_loopback_but_for_serves_replicas(server:
     assert {"raylet", "gcs_server"} <= set(found.values())
     others = {port: name for port, name in found.items() if not is_loopback(port[0])}
     # Serve gives no choice of the interface on which its replicas hear each other ...
-    assert {re.sub(r":clara:\w+$", "", name) for name in others.values()} <= {"ray::ServeReplica"}
+    assert all(name.startswith("ray::ServeReplica:") for name in others.values()), others
     # ... but they want Ray's token.
     for _, number in others:
         with grpc.insecure_channel(f"127.0.0.1:{number}") as channel:
