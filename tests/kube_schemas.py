@@ -28,6 +28,7 @@ class Metadata(Strict):
     name: Name
     namespace: Name | None = None
     labels: Labels = {}
+    annotations: dict[str, str] = {}
 
 
 class PodMetadata(Strict):
@@ -67,24 +68,9 @@ class ContainerSecurity(Strict):
     capabilities: Capabilities
 
 
-class SecretKey(Strict):
-    name: Name
-    key: str
-
-
-class ValueFrom(Strict):
-    secret_key_ref: SecretKey
-
-
 class Env(Strict):
     name: str
-    value: str | None = None
-    value_from: ValueFrom | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Env:
-        assert (self.value is None) != (self.value_from is None)
-        return self
+    value: str
 
 
 class ContainerPort(Strict):
@@ -142,15 +128,21 @@ class ConfigMapVolume(Strict):
     name: Name
 
 
+class SecretVolume(Strict):
+    secret_name: Name
+
+
 class Volume(Strict):
     name: Name
+    secret: SecretVolume | None = None
     persistent_volume_claim: Claim | None = None
     empty_dir: EmptyDir | None = None
     config_map: ConfigMapVolume | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Volume:
-        assert sum(each is not None for each in (self.persistent_volume_claim, self.empty_dir, self.config_map)) == 1
+        kinds = (self.persistent_volume_claim, self.empty_dir, self.config_map, self.secret)
+        assert sum(each is not None for each in kinds) == 1
         return self
 
 
@@ -298,6 +290,45 @@ class BudgetSpec(Strict):
     selector: Selector
 
 
+class ServicePort(Strict):
+    number: Port
+
+
+class BackendService(Strict):
+    name: Name
+    port: ServicePort
+
+
+class IngressBackend(Strict):
+    service: BackendService
+
+
+class IngressPath(Strict):
+    path: str
+    path_type: Literal["Prefix", "Exact"]
+    backend: IngressBackend
+
+
+class IngressHttp(Strict):
+    paths: list[IngressPath]
+
+
+class HostRule(Strict):
+    host: str
+    http: IngressHttp
+
+
+class IngressTls(Strict):
+    hosts: list[str]
+    secret_name: Name
+
+
+class IngressSpec(Strict):
+    ingress_class_name: Name
+    tls: list[IngressTls] = Field(min_length=1)
+    rules: list[HostRule]
+
+
 class Quota(Strict):
     name: str
     nominal_quota: Quantity
@@ -333,6 +364,7 @@ SPECS: dict[tuple[str, str], type[BaseModel] | None] = {
     ("ray.io/v1", "RayService"): RayServiceSpec,
     ("v1", "PersistentVolumeClaim"): ClaimSpec,
     ("networking.k8s.io/v1", "NetworkPolicy"): NetworkPolicySpec,
+    ("networking.k8s.io/v1", "Ingress"): IngressSpec,
     ("policy/v1", "PodDisruptionBudget"): BudgetSpec,
     ("kueue.x-k8s.io/v1beta1", "ResourceFlavor"): None,
     ("kueue.x-k8s.io/v1beta1", "ClusterQueue"): ClusterQueueSpec,

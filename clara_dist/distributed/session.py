@@ -6,10 +6,11 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from clara_dist.errors import ClusterError
 
@@ -33,7 +34,7 @@ def connect(
     joined unless asked for (``address="auto"``): work would end up in a stranger's cluster.
 
     Authentication is Ray's own: ``RAY_AUTH_MODE`` and its token are respected as they are set, and Ray turns token
-    authentication on by itself for a local start. The dashboard of a local Ray listens on loopback only.
+    authentication on by itself for a local start. A local Ray, all of its processes, listens on loopback only.
 
     Args:
         address: ``HOST:PORT`` of a head node, ``auto`` for the Ray on this machine, ``local`` to start one whatever
@@ -60,7 +61,8 @@ def connect(
     else:
         _require_listening(where)
     try:
-        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=log_to_driver, **options)
+        with _on_loopback() if where == "local" else nullcontext():
+            ray.init(address=where, logging_level=logging.ERROR, log_to_driver=log_to_driver, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ClusterError(
             "cannot start a local Ray" if where == "local" else f"cannot connect to Ray at {where}",
@@ -71,6 +73,24 @@ def connect(
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Make what Ray starts inside the block a machine of its own.
+
+    Ray takes the outer address of a machine that may be in a cluster, and listens on all interfaces. On laptops, whose
+    firewalls would ask, it does not; this is that switch. It was read when Ray was imported, and what is started reads
+    it from the environment.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
 
 
 def _require_listening(address: str) -> None:

@@ -57,19 +57,22 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def deployed(server: str, serve_config: ServeConfig, collector: Collector) -> Iterator[str]:
+def deployed(
+    server: str, serve_config: ServeConfig, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The application of the manifest, with the paths of this machine, beside the one that runs here."""
     (service,) = [each for each in build(OVERLAY) if each["kind"] == "RayService"]
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     (app,) = config["applications"]
     environment = {
-        "CLARA_API_KEY": KEY,
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
     }
     app.update(name=NAME, route_prefix=f"/{NAME}", runtime_env={"env_vars": environment})
-    app["args"].update(model=serve_config.model, store=serve_config.store)
+    keys = tmp_path_factory.mktemp("secret") / "keys"
+    keys.write_text(f"{KEY}\n", encoding="utf-8")
+    app["args"].update(model=serve_config.model, store=serve_config.store, api_key_file=str(keys))
     config["tracing_config"] = {
         "enabled": True,
         "exporter_import_path": "clara_dist.distributed.serve_tracing:otlp",
@@ -86,6 +89,8 @@ def deployed(server: str, serve_config: ServeConfig, collector: Collector) -> It
         yield f"{server}/{NAME}"
     finally:
         client.deploy_applications({"applications": [], "tracing_config": {"enabled": False}})
+        while NAME in serve.status().applications:
+            time.sleep(0.2)
 
 
 def ask(url: str, **headers: str) -> httpx.Response:

@@ -18,7 +18,7 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.config.serve import ServeConfig
 from clara_dist.config.workers import WorkerRange
-from kube_schemas import RayClusterSpec, RayJobSpec, RayServiceSpec, validate
+from kube_schemas import IngressSpec, RayClusterSpec, RayJobSpec, RayServiceSpec, validate
 from kustomized import build, copy_tree, load_all
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -76,9 +76,26 @@ def test_the_queue_is_valid_and_of_the_namespace() -> None:
     assert flavors == [flavor["metadata"]["name"]]
 
 
+def test_the_ingress_has_tls_for_every_host_and_ends_at_the_service() -> None:
+    (ingress,) = load_all(KUBERAY / "ingress.yaml")
+    spec = validate(ingress)
+    assert isinstance(spec, IngressSpec)
+    assert {host for tls in spec.tls for host in tls.hosts} == {rule.host for rule in spec.rules}
+    # KubeRay names the service after the RayService.
+    (name,) = [name for kind, name in built("small") if kind == "RayService"]
+    backends = [path.backend.service for rule in spec.rules for path in rule.http.paths]
+    assert [(backend.name, backend.port.number) for backend in backends] == [(f"{name}-serve-svc", 8000)]
+
+
+def test_what_kuberay_names_after_ours_has_names_of_its_own(objects: Objects) -> None:
+    # Heads of RayCluster and RayService have services of these names; a job's is named after its random cluster.
+    heads = [f"{name}-head-svc" for kind, name in objects if kind in ("RayCluster", "RayService")]
+    assert len(set(heads)) == len(heads) == 2
+
+
 def test_a_field_that_kuberay_does_not_have_is_refused() -> None:
     for path, value in (("authOption", {"mode": "token"}), ("rayVersion", "2.51.0"), ("workerGroupSpecs", [])):
-        wrong = copy_tree(built("small")["RayCluster", "clara"])
+        wrong = copy_tree(built("small")["RayCluster", "clara-cluster"])
         wrong["spec"][path] = value
         with pytest.raises(ValidationError):
             validate(wrong)
@@ -105,9 +122,12 @@ def test_every_cluster_wants_a_token_and_has_the_ray_that_is_tested(objects: Obj
 def test_only_the_service_has_the_api_keys_and_they_come_from_a_secret(objects: Objects) -> None:
     for component, spec in cluster_specs(objects).items():
         for template in (spec.head_group_spec.template, *(group.template for group in spec.worker_group_specs)):
-            keys = [each for each in template.spec.containers[0].env if each.name == "CLARA_API_KEY"]
-            assert len(keys) == (component == "serve")
-            assert all(key.value is None for key in keys)
+            secrets = [each.secret.secret_name for each in template.spec.volumes if each.secret is not None]
+            assert secrets == (["clara-api-keys"] if component == "serve" else [])
+            # Ray logs the environment of what it starts, and shows it on its dashboard.
+            assert all("KEY" not in each.name and "TOKEN" not in each.name for each in template.spec.containers[0].env)
+    served = yaml.safe_load(objects["RayService", "clara"]["spec"]["serveConfigV2"])
+    assert served["applications"][0]["args"]["api_key_file"] == "/etc/clara-api-keys/keys"
 
 
 def test_gpu_groups_ask_for_gpus_and_spot_machines_take_only_what_can_be_lost(objects: Objects) -> None:
@@ -129,7 +149,7 @@ def test_the_network_policy_leaves_only_the_api_open_to_clients(objects: Objects
     assert ports == {(8265, 8000), (8080, 8000), (8000,)}
     operator = outside[0].from_[0].pod_selector
     assert operator is not None
-    assert operator.match_labels == {"app.kubernetes.io/name": "kuberay-operator"}
+    assert operator.match_labels == {"app.kubernetes.io/component": "kuberay-operator"}
 
 
 def test_disruption_budgets_select_pods_that_there_are(objects: Objects) -> None:
@@ -186,6 +206,30 @@ def test_a_jobs_cluster_grows_to_its_workers(overlay: str, job: str, group: int)
     assert limit == WorkerRange.model_validate(config.workers).most
     others = [each for i, each in enumerate(cluster_specs(objects)[job].worker_group_specs) if i != group]
     assert all(each.max_replicas == 0 for each in others)
+
+
+def test_there_is_room_for_every_replica(objects: Objects) -> None:
+    served = yaml.safe_load(objects["RayService", "clara"]["spec"]["serveConfigV2"])["applications"][0]["args"]
+    config = ServeConfig.model_validate(served)
+    cpu, gpu, _ = cluster_specs(objects)["serve"].worker_group_specs
+    free = [
+        float(group.template.spec.containers[0].resources.limits["cpu"])
+        for group in (cpu, gpu)
+        for _ in range(group.max_replicas)
+    ]
+    n_gpus = gpu.max_replicas
+    for needed, n in (
+        (config.retriever_cpus, config.retriever_shards * config.retriever_replicas),
+        (config.engine_cpus, config.engine_replicas),
+        (0.1, config.ingress_replicas),
+    ):
+        for _ in range(n):
+            # GPU pods last, and engines on them where they need one.
+            places = (
+                range(len(free) - n_gpus, len(free)) if needed == config.engine_cpus and n_gpus else range(len(free))
+            )
+            place = next(i for i in places if free[i] >= needed)
+            free[place] -= needed
 
 
 def test_the_service_deploys_what_the_jobs_make(objects: Objects) -> None:
