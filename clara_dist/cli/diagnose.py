@@ -69,3 +69,42 @@ def diagnose_selection(
     if json_file is not None:
         json_file.write_text(json.dumps(diagnosis.to_dict(), indent=2) + "\n", encoding="utf-8")
         print(f"report: {json_file}")
+
+
+@diagnose_app.command("words")
+def diagnose_words(
+    model: Annotated[str, typer.Option(help="Model directory, after the joint stage.")],
+    store: Annotated[str, typer.Option(help="Memory store that this model's compressor wrote.")],
+    questions: Annotated[str, typer.Option(help="Questions with positives, as of `clara-dist eval`.")],
+    words: Annotated[int, typer.Option(min=1, help="Tokens that each vector is decoded to.")] = 10,
+    examples: Annotated[int, typer.Option(min=1, help="The first so many questions.")] = 400,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report there.")] = None,
+) -> None:
+    """Does the reasoner know what the question does not say? The words of its vectors, counted.
+
+    Each vector of a question is decoded through the LM head. "words of gold" are those that the right document has and
+    the question has not, "any of gold" is the share of questions with one, "of the answer" the share whose vectors say
+    a word of the answer; "of another" counts the words of another question's document: what chance gives.
+
+    \b
+    Example:
+      clara-dist diagnose words --model models/joint --store stores/wiki --questions questions.jsonl
+    """
+    import json
+
+    from clara_dist.data.questions import read_questions
+    from clara_dist.distributed.progress import Progress
+    from clara_dist.evaluation.latent_words import count_words
+    from clara_dist.model.clara import ClaraModel
+    from clara_dist.store.fingerprint import Fingerprint
+    from clara_dist.store.reader import MemoryStore
+
+    asked = read_questions(questions)[:examples]
+    clara = ClaraModel.from_pretrained(model)
+    opened = MemoryStore.open(store)
+    opened.require_fingerprint(Fingerprint(clara.fingerprint_fields()), f"the model {model}")
+    report = count_words(clara, opened, asked, n_words=words, on_done=Progress("passes", 2 * len(asked)).add)
+    print(report.table())
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        print(f"report: {json_file}")

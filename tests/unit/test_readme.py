@@ -14,6 +14,7 @@ from clara_dist.cli import app
 from clara_dist.config import ClaraConfig, TrainConfig
 from clara_dist.config.compress import CompressConfig
 from clara_dist.config.pipeline import PipelineConfig
+from clara_dist.config.serve import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,6 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = {
     "init": {*ClaraConfig.model_fields, "compression_rate"},
     "compress": set(CompressConfig.model_fields),
+    "serve": {*ServeConfig.model_fields},
     "train": {*TrainConfig.model_fields, *PipelineConfig.model_fields},
 }
 
@@ -33,6 +35,12 @@ def command_lines() -> list[str]:
     """Calls of the command line, also through the entry points in ``jobs``, as ``clara-dist ...``."""
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     lines = [re.sub(r"^ray job submit .* -- python jobs/(\w+)\.py", r"clara-dist \1", line) for line in lines]
+    # What is submitted is a command of its own.
+    lines = [
+        part
+        for line in lines
+        for part in re.sub(r"^(clara-dist submit (\w+).*) -- ", r"\1\nclara-dist \2 ", line).split("\n")
+    ]
     return [line for line in lines if line.startswith("clara-dist ")]
 
 
