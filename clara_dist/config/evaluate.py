@@ -30,6 +30,9 @@ class EvaluateConfig(Config):
         attn_implementation: None: FlashAttention 2 on a GPU in half precision where it is installed, else SDPA.
         quantization: Keep the base LLM in 8 or 4 bits (bitsandbytes, on a GPU); as the store was compressed.
         threads: torch threads on a CPU.
+        text_rag: Also have the generator answer from the text of what the model's reasoner finds.
+        embedder: Also rank by this ``sentence-transformers`` model (a directory or hub id).
+        reranker: Also have this ``sentence-transformers`` cross-encoder rank again the 50 best of BM25.
         workers: Each has a model of its own, and asks ``questions_per_task`` questions at a time.
         output: Directory for ``report.json``, ``table.txt``, ``report.html``, ``answers.parquet`` (a row for each
             question, method and scope), ``runs/`` (TREC) and ``latency.json``; None writes nothing.
@@ -52,6 +55,9 @@ class EvaluateConfig(Config):
     attn_implementation: Attention | None = None
     quantization: Quantization | None = None
     threads: int = Field(1, ge=1)
+    text_rag: bool = False
+    embedder: str | None = None
+    reranker: str | None = None
     workers: int = Field(1, ge=1)
     questions_per_task: int = Field(512, ge=1)
     output: str | None = None

@@ -26,6 +26,7 @@ from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ConfigError
 from clara_dist.evaluation import AnswerRecord, Bm25Ranker, EvaluationReport, LatentRanker, Ranking
+from clara_dist.evaluation.dense import DenseRanker, Reranker, load_cross_encoder, load_embedder
 from clara_dist.evaluation.evaluate import answer_records, facts_of, scopes_of
 from clara_dist.evaluation.html import write_html
 from clara_dist.evaluation.rankers import Ranker
@@ -67,9 +68,9 @@ class Piece:
 class Evaluator:
     """The worker; knows no cluster.
 
-    Rows of the report: BM25; ``untrained reasoner``, the compressor, of which the joint stage starts with a copy; the
-    model's own (``joint STE`` after the joint stage, else ``reasoner``); then the oracle and the closed book. The
-    generator is the same in all of them.
+    Rows of the report: BM25, and where asked for an embedder and a reranker; ``untrained reasoner``, the compressor, of
+    which the joint stage starts with a copy; the model's own (``joint STE`` after the joint stage, else ``reasoner``);
+    then the oracle, the closed book and, where asked for, text RAG. The generator is the same in all of them.
 
     Args:
         config: What to evaluate.
@@ -88,11 +89,18 @@ class Evaluator:
         searcher = ExactSearcher(self._store)
         self._generator = Generator(clara)
         own = JOINT_ROW if clara.config.stage == "joint" else "reasoner"
-        self._rankers: dict[str, Ranker] = {
-            "BM25": Bm25Ranker(self._store, clara.tokenizer.document_text),
+        text = clara.tokenizer.document_text
+        bm25 = Bm25Ranker(self._store, text)
+        self._rankers: dict[str, Ranker] = {"BM25": bm25}
+        if config.embedder is not None:
+            self._rankers["embedder"] = DenseRanker(self._store, load_embedder(config.embedder, device), text)
+        if config.reranker is not None:
+            self._rankers["reranker"] = Reranker(self._store, bm25, load_cross_encoder(config.reranker, device), text)
+        self._rankers |= {
             "untrained reasoner": LatentRanker(Reasoner(clara, role="compressor"), self._store, searcher),
             own: LatentRanker(Reasoner(clara), self._store, searcher),
         }
+        self._text_reader = TextGenerator(self._generator) if config.text_rag else None
 
     def __call__(self, questions: Sequence[EvalQuestion]) -> Piece:
         config, seconds = self._config, dict.fromkeys([*self._rankers, "answers"], 0.0)
@@ -104,6 +112,7 @@ class Evaluator:
             top_k=config.top_k,
             recall_at=config.recall_at,
             max_tokens=config.max_tokens,
+            text_reader=self._text_reader,
         )
         return Piece(records, seconds, self._store.n_parents, self._store.n_documents)
 
@@ -233,6 +242,25 @@ def _identity(config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> dict
         "weights": weights.hexdigest(),
         "store": manifest.commit_id,
     }
+
+
+@dataclass(frozen=True)
+class TextGenerator:
+    """The generator over the documents' text in place of their memories."""
+
+    generator: Generator
+
+    def answer(
+        self, questions: Sequence[str], texts_BK: Sequence[Sequence[str]], *, max_tokens: int
+    ) -> list[GeneratedText]:
+        """One answer for each question.
+
+        Raises:
+            TokenizationError: Question and texts together are longer than ``max_prompt_tokens``.
+        """
+        tokenizer = self.generator.clara.tokenizer
+        prompts = [tokenizer.text_prompt(question, texts) for question, texts in zip(questions, texts_BK, strict=True)]
+        return self.generator.generate_ids(prompts, max_tokens=max_tokens)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from clara_dist.evaluation.answers import AnswerScores, mean_scores, normalized_words, score_answer
 from clara_dist.evaluation.baselines import Bm25Ranker
-from clara_dist.evaluation.evaluate import CLOSED_BOOK, ORACLE, evaluate
+from clara_dist.evaluation.evaluate import CLOSED_BOOK, ORACLE, TEXT_RAG, evaluate
 from clara_dist.evaluation.rankers import LatentRanker, Ranker, Ranking
 from clara_dist.evaluation.records import AnswerRecord
 from clara_dist.evaluation.report import EvaluationReport, MethodScores, ScopeScores
@@ -10,6 +10,7 @@ from clara_dist.evaluation.report import EvaluationReport, MethodScores, ScopeSc
 __all__ = [
     "CLOSED_BOOK",
     "ORACLE",
+    "TEXT_RAG",
     "AnswerRecord",
     "AnswerScores",
     "Bm25Ranker",

@@ -13,11 +13,12 @@ from clara_dist.data.questions import EvalQuestion
 from clara_dist.errors import DataError
 from clara_dist.evaluation.answers import score_answer
 from clara_dist.evaluation.measures import first_positive, measure_rankings
-from clara_dist.evaluation.rankers import Corpus, Ranker, Ranking, known_rows
+from clara_dist.evaluation.rankers import Corpus, CorpusDocument, Ranker, Ranking, known_rows
 from clara_dist.evaluation.records import AnswerRecord, Scope
 from clara_dist.evaluation.report import EvaluationReport
 
 ORACLE = "oracle"
+TEXT_RAG = "text RAG"
 CLOSED_BOOK = "closed book"
 
 DocIds = tuple[str, ...]
@@ -38,6 +39,15 @@ class AnswerGenerator(Protocol):
     def generate(
         self, questions: Sequence[str], memory_BKMD: Sequence[Tensor] | None, *, max_tokens: int
     ) -> Sequence[HasText]: ...
+
+
+class TextReader(Protocol):
+    """Answers from the text of documents."""
+
+    def answer(
+        self, questions: Sequence[str], texts_BK: Sequence[Sequence[str]], *, max_tokens: int
+    ) -> Sequence[HasText]:
+        """One answer for each question, from its texts."""
 
 
 def evaluate(
@@ -121,10 +131,12 @@ def answer_records(
     recall_at: Sequence[int],
     max_tokens: int,
     batch_size: int = 64,
+    text_reader: TextReader | None = None,
 ) -> list[AnswerRecord]:
     """Some questions' records of all methods and scopes; arguments and errors as of `evaluate`.
 
-    Questions do not influence each other, so those of a file may be done in any pieces.
+    Questions do not influence each other, so those of a file may be done in any pieces. A ``text_reader`` answers once
+    more, as the row ``text RAG``, from the text of what the last ranker found.
     """
     scopes = scopes_of(questions, top_k)
     known_rows(corpus, [question.positives for question in questions])
@@ -140,13 +152,21 @@ def answer_records(
             read[ORACLE, scope] = oracle
             read[CLOSED_BOOK, scope] = [()] * len(questions)
         answers = _answers(questions, corpus, generator, read.values(), max_tokens, batch_size)
+    texts: dict[Reading, str] = {}
+    if text_reader is not None and questions[0].answers:
+        last = list(rankers)[-1]
+        for scope in scopes:
+            read[TEXT_RAG, scope] = read[last, scope]
+        readings = [read[TEXT_RAG, scope] for scope in scopes]
+        texts = _text_answers(questions, corpus, text_reader, readings, max_tokens, batch_size)
     records = []
     for (method, scope), doc_ids_B in read.items():
+        given = texts if method == TEXT_RAG else answers
         rankings = ranked.get((method, scope))
         named = None if rankings is None else _positives_found(questions, corpus, [r.doc_ids for r in rankings])
         measures = None if named is None else measure_rankings(questions, named, recall_at, depth)
         for i, (question, doc_ids) in enumerate(zip(questions, doc_ids_B, strict=True)):
-            answer = answers.get((i, doc_ids))
+            answer = given.get((i, doc_ids))
             record = AnswerRecord(
                 question_id=question.question_id,
                 question=question.question,
@@ -244,3 +264,27 @@ def _answers(
             )
             answers.update(zip(batch, (answer.text for answer in generated), strict=True))
     return answers
+
+
+def _text_answers(
+    questions: Sequence[EvalQuestion],
+    corpus: Corpus,
+    reader: TextReader,
+    read: Iterable[Sequence[DocIds]],
+    max_tokens: int,
+    batch_size: int,
+) -> dict[Reading, str]:
+    """As `_answers`, from texts."""
+    distinct = list(dict.fromkeys((i, doc_ids) for doc_ids_B in read for i, doc_ids in enumerate(doc_ids_B)))
+    answers: dict[Reading, str] = {}
+    for start in range(0, len(distinct), batch_size):
+        batch = distinct[start : start + batch_size]
+        rows = known_rows(corpus, [doc_ids for _, doc_ids in batch])
+        texts_BK = [[_shown(document) for document in corpus.documents(rows_K)] for rows_K in rows]
+        found = reader.answer([questions[i].question for i, _ in batch], texts_BK, max_tokens=max_tokens)
+        answers.update(zip(batch, (answer.text for answer in found), strict=True))
+    return answers
+
+
+def _shown(document: CorpusDocument) -> str:
+    return f"{document.title}\n{document.text}" if document.title else document.text

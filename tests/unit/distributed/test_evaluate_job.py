@@ -14,6 +14,7 @@ from clara_dist.distributed.evaluate_job import absolute_paths, evaluate_model, 
 from clara_dist.errors import ConfigError, DataError, FingerprintMismatchError
 from clara_dist.evaluation.records import read_records
 from clara_dist.inference.compressor import DocumentCompressor
+from clara_dist.inference.generator import Generator
 from clara_dist.model.clara import ClaraModel
 from clara_dist.store import Fingerprint, StoreSchema, commit, write_shard
 
@@ -121,6 +122,20 @@ def test_pieces_are_asked_once_and_make_the_same_report(config: EvaluateConfig, 
     latency = json.loads((tmp_path / "whole/latency.json").read_text())
     assert set(latency["ms_per_question"]) == {"BM25", "untrained reasoner", "reasoner", "answers"}
     assert all(value > 0 for value in latency["ms_per_question"].values())
+
+
+def test_text_rag_reads_the_text_of_what_the_reasoner_found(config: EvaluateConfig) -> None:
+    changes = {"text_rag": True, "max_tokens": 4}
+    report = evaluate_model(config.model_copy(update=changes))
+    assert [row.method for row in report.methods][-1] == "text RAG"
+    generator = Generator(ClaraModel.from_pretrained(config.model))
+    (own,) = [r for r in report.records if (r.method, r.question_id) == ("text RAG", "q2")]
+    (found,) = [r for r in report.records if (r.method, r.question_id) == ("reasoner", "q2")]
+    assert own.doc_ids == found.doc_ids
+    text = TEXTS[int(own.doc_ids[0][1:])]
+    prompt = generator.clara.tokenizer.text_prompt(TEXTS[2], [text])
+    assert own.answer == generator.generate_ids([prompt], max_tokens=4)[0].text
+    assert report["text RAG"].corpus.recall is None
 
 
 def test_judgements_of_a_file_evaluate_retrieval_alone(config: EvaluateConfig, tmp_path: Path) -> None:
