@@ -183,7 +183,7 @@ def test_the_server_is_updated_under_load(holding: str, config: ServeConfig) -> 
 
 
 def test_a_server_that_stops_finishes_what_it_has_begun(holding: str) -> None:
-    """Whoever comes later finds nothing there; nobody's connection breaks."""
+    """Whoever comes later is told that nothing is there (any more); nobody's connection breaks."""
     from ray import serve
 
     with Load(holding) as load:
@@ -191,4 +191,6 @@ def test_a_server_that_stops_finishes_what_it_has_begun(holding: str) -> None:
         serve.delete("holding")
         load.run_until(lambda: len(load.failed) >= N_CLIENTS)
     print(f"\nserver stopped: {load.failed[:1]}")
-    assert {problem.split()[0] for _, problem in load.failed} == {"404"}
+    statuses = {problem.split()[0] for _, problem in load.failed}
+    assert "404" in statuses
+    assert statuses <= {"404", "503"}
