@@ -7,6 +7,9 @@ One JSON object a line::
 
 ``answer`` lists every spelling that counts as right. ``candidates`` may be left out, in all rows or in none.
 
+KILT's rows, ``{id, input, output: [{answer?, provenance: [{wikipedia_id}]}]}``, are questions over its Wikipedia: their
+positives are page ids.
+
 Rows of the joint stage, which say where the answer is, are questions too: CLaRa's own (``question, docs[], pos_index,
 answer | gold_answer | golden_answers``) and those of published data sets, see `clara_dist.data.layouts`.
 """
@@ -62,7 +65,12 @@ def read_questions(path: str, layout: DataFormat = "auto") -> list[EvalQuestion]
     place_of: dict[str, str] = {}
     for place, row in iter_rows(path):
         try:
-            question = _question(row) if "positives" in row else _published(place, row, layout)
+            if "positives" in row:
+                question = _question(row)
+            elif "input" in row and "output" in row:
+                question = _kilt(row)
+            else:
+                question = _published(place, row, layout)
             if question.question_id in place_of:
                 raise BadRow(f"question_id {question.question_id!r} is that of {place_of[question.question_id]}")
             if questions and bool(question.candidates) != bool(questions[0].candidates):
@@ -84,6 +92,21 @@ def _question(row: Mapping[str, Any]) -> EvalQuestion:
         answers=_texts("answer", [answer] if isinstance(answer, str) else answer),
         positives=_texts("positives", row.get("positives")),
         candidates=_texts("candidates", row["candidates"]) if row.get("candidates") is not None else (),
+    )
+
+
+def _kilt(row: Mapping[str, Any]) -> EvalQuestion:
+    """Outputs may name an answer, pages, or both; pages that occur several times count once."""
+    outputs = row["output"]
+    if not isinstance(outputs, list) or not all(isinstance(output, Mapping) for output in outputs):
+        raise BadRow("output is not a list of objects, as KILT has it")
+    answers = [output["answer"] for output in outputs if output.get("answer")]
+    pages = [str(page["wikipedia_id"]) for output in outputs for page in output.get("provenance") or []]
+    return EvalQuestion(
+        question_id=checked_text("id", row.get("id")),
+        question=checked_text("input", row.get("input")),
+        answers=_texts("answer", list(dict.fromkeys(answers))) if answers else (),
+        positives=_texts("provenance", list(dict.fromkeys(pages))),
     )
 
 

@@ -110,7 +110,21 @@ def test_every_job_has_its_configurations() -> None:
     assert {path.parent.name for path in CONFIGS.glob("*/*.yaml")} == JOBS.keys() - {"."}
     for folder in JOBS.keys() - {"."}:
         names = {path.stem for path in (CONFIGS / folder).glob("*.yaml")}
-        assert names == {"demo", "single-node", "multi-node", "7b"}, folder
+        papers = {name for name in names if name.startswith("paper-")}
+        assert names - papers == {"demo", "single-node", "multi-node", "7b"}, folder
+
+
+def test_published_figures_name_figures_of_the_report() -> None:
+    paths = list((CONFIGS / "evaluate").glob("paper-*.yaml"))
+    assert paths
+    for path in paths:
+        config = load_config(EvaluateConfig, path)
+        for name, value in config.published.items():
+            method, scope, measure = name.split(", ")
+            assert method in ("BM25", "untrained reasoner", "joint STE", "oracle", "closed book")
+            assert scope in ("candidates", "corpus")
+            assert measure in {"EM", "F1", "cover", *(f"R@{k}" for k in config.recall_at)}
+            assert 0 < value < 1
 
 
 @pytest.mark.parametrize(("name", "whole"), [("demo", "demo"), ("7b", "mistral-7b")])

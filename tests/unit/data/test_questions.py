@@ -58,3 +58,26 @@ def test_no_questions(tmp_path):
         read_questions(_write(tmp_path / "q.jsonl"))
     with pytest.raises(DataError, match=r"line 1: .*invalid JSON"):
         read_questions(_write(tmp_path / "q.jsonl", "{"))
+
+
+def test_kilt(tmp_path: Path) -> None:
+    """Several outputs: answers and pages are united; one without an answer only has pages."""
+    row = {
+        "id": "k1",
+        "input": "Who built it?",
+        "output": [
+            {"answer": "Ada", "provenance": [{"wikipedia_id": "12", "title": "A"}, {"wikipedia_id": "7"}]},
+            {"answer": "Ada", "provenance": [{"wikipedia_id": "12"}]},
+            {"answer": "Ada Tolliver"},
+            {"provenance": [{"wikipedia_id": "9"}]},
+        ],
+    }
+    silent = {"id": "k2", "input": "Where?", "output": [{"provenance": [{"wikipedia_id": "3"}]}]}
+    assert read_questions(_write(tmp_path / "kilt.jsonl", row, silent)) == [
+        EvalQuestion("k1", "Who built it?", ("Ada", "Ada Tolliver"), ("12", "7", "9")),
+        EvalQuestion("k2", "Where?", (), ("3",)),
+    ]
+    with pytest.raises(DataError, match=r"line 1: .*provenance must be a list that is not empty"):
+        read_questions(_write(tmp_path / "bad.jsonl", {"id": "k", "input": "Why?", "output": [{"answer": "x"}]}))
+    with pytest.raises(DataError, match="not a list of objects"):
+        read_questions(_write(tmp_path / "bad.jsonl", {"id": "k", "input": "Why?", "output": "x"}))

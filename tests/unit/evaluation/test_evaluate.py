@@ -129,6 +129,15 @@ def test_without_answers_only_retrieval_is_evaluated(store, questions, rankers, 
         evaluate([*silent[:1], *questions[1:]], store, rankers, generator)
 
 
+def test_figures_beside_published_ones(store, questions, rankers, generator):
+    report = evaluate(questions, store, rankers, generator, max_tokens=7)
+    lines = report.beside({"joint STE, corpus, R@1": 0.9, "oracle, corpus, EM": 1.0, "oracle, corpus, R@1": 0.5})
+    assert [line.split()[-2:] for line in lines[1:]] == [["0.5000", "0.9000"], ["1.0000", "1.0000"], ["-", "0.5000"]]
+    assert report.figure("joint STE, candidates, F1") == pytest.approx((0 + 1 + 2 / 3) / 3)
+    assert report.figure("nobody, corpus, R@1") is None
+    assert report.beside({}) == []
+
+
 def test_pieces_make_the_report_of_the_whole(store, questions, rankers, generator):
     whole = evaluate(questions, store, rankers, generator, max_tokens=7)
     options = {"top_k": 1, "recall_at": (1, 3, 5), "max_tokens": 7}
