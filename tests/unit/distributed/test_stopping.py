@@ -30,14 +30,19 @@ def test_sigterm_ends_the_process_in_order(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_stop_that_is_put_off_ends_the_process_with_the_block(capsys: pytest.CaptureFixture[str]) -> None:
     finished = []
-    with pytest.raises(SystemExit) as stopped, stoppable("go on with X") as stop:
-        with stop.deferred():
-            assert not stop.is_asked
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.is_asked
-            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a second one kills at once"
-            finished.append(1)
-        finished.append(2)
+
+    def work() -> None:
+        with stoppable("go on with X") as stop:
+            with stop.deferred():
+                assert not stop.is_asked
+                signal.raise_signal(signal.SIGTERM)
+                assert stop.is_asked
+                assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a second one kills at once"
+                finished.append(1)
+            finished.append(2)
+
+    with pytest.raises(SystemExit) as stopped:
+        work()
     assert stopped.value.code == 143
     assert finished == [1]
     assert capsys.readouterr().err == "asked to stop: finishing what is under way\ngo on with X\n"
