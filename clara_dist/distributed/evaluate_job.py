@@ -19,7 +19,7 @@ from clara_dist.data.qrels import read_judged
 from clara_dist.data.questions import EvalQuestion, read_questions
 from clara_dist.distributed.actor_pool import ActorPool, Mapper, map_serially
 from clara_dist.distributed.models import load_model
-from clara_dist.distributed.paths import absolute, absolute_base
+from clara_dist.distributed.paths import absolute, absolute_base, absolute_output
 from clara_dist.distributed.progress import Progress
 from clara_dist.distributed.resources import require_room
 from clara_dist.distributed.session import cluster_has_gpus, connect
@@ -199,8 +199,10 @@ def questions_of(config: EvaluateConfig) -> list[EvalQuestion]:
 
 def absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
     """The configuration with local paths made absolute: workers have a working directory of their own."""
-    names = ("model", "store", "questions", "qrels", "output")
+    names = ("model", "store", "questions", "qrels")
     local = {name: absolute(getattr(config, name)) for name in names if getattr(config, name) is not None}
+    if config.output is not None:
+        local["output"] = absolute_output(config.output)
     return config.model_copy(update=local | {"base_model": absolute_base(config.model, config.base_model)})
 
 

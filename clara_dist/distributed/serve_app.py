@@ -144,6 +144,19 @@ def deploy(config: ServeConfig, *, name: str = APP_NAME, route_prefix: str = "/"
         time.sleep(_POLL_S)
 
 
+def remove(name: str, config: ServeConfig) -> None:
+    """Take an application away: nothing new reaches it, and what it has begun may end.
+
+    For as long as a request may take; who is at work longer is stopped by Serve.
+    """
+    if name not in serve.status().applications:
+        return
+    serve.delete(name, _blocking=False)
+    deadline = time.monotonic() + config.limits.request_timeout_s + 2 * _DRAIN_S
+    while name in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
 def _cause(messages: list[str]) -> str:
     """The error of a replica out of Serve's report, which wraps it in its own words and a stack trace."""
     report = "\n".join(message for message in messages if message)
@@ -187,8 +200,7 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
         finally:
             try:
                 # While the proxy still stands: with it would fall the answers that are under way.
-                if APP_NAME in serve.status().applications:
-                    serve.delete(APP_NAME)
+                remove(APP_NAME, config)
             finally:
                 _shut_down_serve()
 

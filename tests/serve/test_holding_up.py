@@ -24,7 +24,7 @@ from clara_dist.store.fingerprint import Fingerprint
 N_CLIENTS = 8
 _PATIENCE_S = 120.0
 # At least so many requests are counted of each event.
-_REQUESTS = 400
+_REQUESTS = 800
 
 
 class Load:
@@ -124,14 +124,11 @@ def config(serve_config: ServeConfig, store_of_its_own: Path) -> ServeConfig:
 
 @pytest.fixture(scope="module")
 def holding(server: str, config: ServeConfig) -> Iterator[str]:
-    from ray import serve
-
-    from clara_dist.distributed.serve_app import deploy
+    from clara_dist.distributed.serve_app import deploy, remove
 
     deploy(config, name="holding", route_prefix="/holding")
     yield f"{server}/holding"
-    if "holding" in serve.status().applications:
-        serve.delete("holding")
+    remove("holding", config)
 
 
 @pytest.mark.parametrize("name", ["Engine", "Retriever", "Ingress"])
@@ -182,13 +179,13 @@ def test_the_server_is_updated_under_load(holding: str, config: ServeConfig) -> 
     assert {reply["usage"]["completion_tokens"] <= 3 for reply in load.ok[-20:]} == {True}
 
 
-def test_a_server_that_stops_finishes_what_it_has_begun(holding: str) -> None:
+def test_a_server_that_stops_finishes_what_it_has_begun(holding: str, config: ServeConfig) -> None:
     """Whoever comes later is told that nothing is there (any more); nobody's connection breaks."""
-    from ray import serve
+    from clara_dist.distributed.serve_app import remove
 
     with Load(holding) as load:
         load.run_until(lambda: len(load.ok) >= 50)
-        serve.delete("holding")
+        remove("holding", config)
         load.run_until(lambda: len(load.failed) >= N_CLIENTS)
     print(f"\nserver stopped: {load.failed[:1]}")
     statuses = {problem.split()[0] for _, problem in load.failed}
