@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from clara_dist.data.questions import EvalQuestion
-from clara_dist.evaluation.rankers import known_rows
+from clara_dist.evaluation.rankers import Corpus, known_rows
 from clara_dist.inference.answering import Source
 from clara_dist.inference.explain import Explanation, explain, words_of
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.clara import ClaraModel
-from clara_dist.store.reader import MemoryStore
 
 _BATCH = 64
 
@@ -74,7 +73,7 @@ class WordReport:
 
 def count_words(
     clara: ClaraModel,
-    store: MemoryStore,
+    store: Corpus,
     questions: Sequence[EvalQuestion],
     *,
     n_words: int = 10,
@@ -94,7 +93,7 @@ def count_words(
     """
     rows = np.array([found[0] for found in known_rows(store, [question.positives[:1] for question in questions])])
     documents = store.documents(rows)
-    gold = [Source(d.doc_id, d.parent_id, d.title, 1.0, d.text) for d in documents]
+    gold = [Source(d.doc_id, d.doc_id, d.title, 1.0, d.text) for d in documents]
     counts = []
     for name, reasoner in (("untrained", Reasoner(clara, role="compressor")), ("trained", Reasoner(clara))):
         found: list[Explanation] = []
