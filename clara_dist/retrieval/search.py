@@ -8,6 +8,8 @@ equal memories tie.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +27,10 @@ from clara_dist.store.shard import Shard
 
 # Scores of a chunk, at most.
 _CHUNK_SCORES = 4 << 20
-_RESCORE_CHUNK_BYTES = 32 << 20
+# Widened to float64, this still fits into the caches.
+_RESCORE_CHUNK_BYTES = 4 << 20
+# So many chunks for each thread end at about the same time.
+_CHUNKS_PER_THREAD = 8
 # Rows whose score is this near to the k-th best, and twice the rounding of the queries, are scored again. It must be at
 # least twice the error of an fp32 product: 2.4e-6 at worst at X = 65,536 (all values positive, one query); a larger one
 # costs a few more rows.
@@ -102,6 +107,15 @@ class ExactSearcher:
         """Number of rows that are searched."""
         return self.store.n_documents if self._rows is None else len(self._rows)
 
+    @property
+    def _n_threads(self) -> int:
+        """A GPU works on one chunk at a time; CPU threads each on one of their own."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        return _threads(self._n_threads, os.getpid())
+
     def search(self, query_BX: Tensor | np.ndarray, k: int) -> SearchResult:
         """Find the k memories with the highest cosine.
 
@@ -128,17 +142,19 @@ class ExactSearcher:
             products = products_with(query_BX)
             margin = _SIEVE_MARGIN + 2 * products.rounding
             while True:
-                rows_F, scores_BF = self._sieve(products, len(query_BX), k, margin)
-                exact_BF = self._exact(query_BX, rows_F)
-                error = float(np.abs(scores_BF - exact_BF.numpy()).max())
+                rows_F, scores_BF, near_BF = self._sieve(products, len(query_BX), k, margin)
+                exact_BF = self._exact(query_BX.cpu().numpy(), rows_F, near_BF)
+                error = float(np.abs(scores_BF[near_BF] - exact_BF[near_BF]).max())
                 if 2 * error <= margin:
                     rows_BF = torch.from_numpy(rows_F).expand(len(query_BX), -1)
-                    return merge_top_k([SearchResult(rows_BF, exact_BF)], k)
+                    return merge_top_k([SearchResult(rows_BF, torch.from_numpy(exact_BF))], k)
                 # The program lets torch multiply in TF32 or bfloat16: the scan is coarser than fp32, so keep more rows.
                 margin = 4 * error
 
-    def _sieve(self, products: Products, n_queries: int, k: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
-        """Rows whose scores are within the margin of the k-th best of any query, and these scores_BF."""
+    def _sieve(
+        self, products: Products, n_queries: int, k: int, margin: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows whose scores are within the margin of a query's k-th best; their scores_BF; of which query, near_BF."""
         rows_F, scores_BF = np.empty(0, np.int64), np.empty((n_queries, 0), np.float32)
         least_B1 = np.full((n_queries, 1), -np.inf, np.float32)
         for rows_C, scores_BC in self._scan(products, n_queries):
@@ -150,7 +166,7 @@ class ExactSearcher:
                     least_B1 = np.partition(scores_BF, -k, axis=1)[:, -k, None] - np.float32(margin)
                     near_F = (scores_BF >= least_B1).any(axis=0)
                     rows_F, scores_BF = rows_F[near_F], scores_BF[:, near_F]
-        return rows_F, scores_BF
+        return rows_F, scores_BF, scores_BF >= least_B1
 
     def _unit_queries(self, query: Tensor | np.ndarray) -> Tensor:
         """Queries as float64 vectors of length 1 on the device."""
@@ -174,22 +190,21 @@ class ExactSearcher:
 
     def _scan(self, products: Products, n_queries: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Score all rows in fp32: chunks of (row numbers; scores_BC), in the order of the rows."""
-        # A GPU works on one chunk at a time; CPU threads each on one of their own.
-        n_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         pending: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
-        with ThreadPoolExecutor(n_threads, "clara-scan") as pool:
-            for shard, local_C in self._chunks(products.chunk_bytes, n_queries):
-                # Never more scores at a time than a few chunks have, however large the store.
-                if len(pending) > 2 * n_threads:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(self._scores, shard, local_C, products))
-            while pending:
+        for shard, local_C in self._chunks(products, n_queries):
+            # Never more scores at a time than a few chunks have, however large the store.
+            if len(pending) > 2 * self._n_threads:
                 yield pending.popleft().result()
+            pending.append(self._pool.submit(self._scores, shard, local_C, products))
+        while pending:
+            yield pending.popleft().result()
 
-    def _chunks(self, chunk_bytes: int, n_queries: int) -> Iterator[tuple[Shard, np.ndarray]]:
+    def _chunks(self, products: Products, n_queries: int) -> Iterator[tuple[Shard, np.ndarray]]:
         """Shards and some of their searched rows."""
         row_bytes = 2 * self.store.n_memory_tokens * self.store.hidden_size
-        chunk = max(1, min(chunk_bytes // row_bytes, _CHUNK_SCORES // n_queries))
+        share = -(-self.n_rows // (_CHUNKS_PER_THREAD * self._n_threads))
+        low, high = (max(1, n_bytes // row_bytes) for n_bytes in products.chunk_bytes)
+        chunk = max(1, min(max(low, min(high, share)), _CHUNK_SCORES // n_queries))
         for shard in self.store.shards:
             local = self._local_rows(shard)
             for start in range(0, len(local), chunk):
@@ -216,16 +231,35 @@ class ExactSearcher:
         low, high = np.searchsorted(self._rows, (shard.row_offset, shard.row_offset + shard.rows))
         return self._rows[low:high] - shard.row_offset
 
-    def _exact(self, query_BX: Tensor, rows_F: np.ndarray) -> Tensor:
-        """Cosines of all queries with the given rows: computed in float64, rounded to float32; [B, F] on the CPU."""
+    def _exact(self, query_BX: np.ndarray, rows_F: np.ndarray, near_BF: np.ndarray) -> np.ndarray:
+        """Cosines_BF where ``near_BF`` says so, computed in float64 and rounded to float32; elsewhere -inf."""
         chunk = max(1, _RESCORE_CHUNK_BYTES // (8 * query_BX.shape[1]))
-        scores_FB = torch.empty((len(rows_F), len(query_BX)))
-        for low in range(0, len(rows_F), chunk):
-            memory = torch.from_numpy(self.store.take_memory(rows_F[low : low + chunk]))
-            wide_CX = memory.to(self.device).flatten(1).double()
-            norms_C1 = torch.linalg.vector_norm(wide_CX, dim=1, keepdim=True)
-            scores_FB[low : low + chunk] = wide_CX @ query_BX.T / torch.where(norms_C1 == 0, 1, norms_C1)
-        return scores_FB.T
+        starts = range(0, len(rows_F), chunk)
+        parts = self._pool.map(
+            lambda low: self._exact_chunk(query_BX, rows_F[low : low + chunk], near_BF[:, low : low + chunk]), starts
+        )
+        return np.concatenate(list(parts), axis=1)
+
+    def _exact_chunk(self, query_BX: np.ndarray, rows_C: np.ndarray, near_BC: np.ndarray) -> np.ndarray:
+        # einsum, neither torch nor a BLAS: their threads go on spinning for a while, on the processors that the next
+        # search wants (a sixth of its time), and a BLAS sums a row in an order that depends on the other rows.
+        memory_CX = self.store.take_memory(rows_C).reshape(len(rows_C), -1).astype(np.float64)
+        norms_C = np.sqrt(np.einsum("cx,cx->c", memory_CX, memory_CX))
+        norms_C[norms_C == 0] = 1  # a memory that is all zeros scores 0
+        scores_BC = np.full(near_BC.shape, -np.inf, np.float32)
+        for query_X, near_C, scores_C in zip(query_BX, near_BC, scores_BC, strict=True):
+            some_CX = memory_CX if near_C.all() else memory_CX[near_C]
+            scores_C[near_C] = np.einsum("cx,x->c", some_CX, query_X) / norms_C[near_C]
+        return scores_BC
+
+
+@functools.cache
+def _threads(n_threads: int, process_id: int) -> ThreadPoolExecutor:
+    """All searches of a process share its threads: several at a time do not fight for the processors.
+
+    ``process_id`` is a part of the key because a forked process has the pool, but not its threads.
+    """
+    return ThreadPoolExecutor(n_threads, "clara-scan")
 
 
 def _ascending(rows: np.ndarray) -> np.ndarray:
