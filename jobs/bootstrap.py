@@ -66,7 +66,9 @@ def main() -> int:
             code = subprocess.call([str(PYTHON), "-m", *check], env=environment)
             if code:
                 return code
-        command = ["-m", "pytest", *options.args]
+        # Two at a time: most tests wait for processes that start, die or are waited for. A file's tests stay together,
+        # for they share a cluster, and the folders with the longest come first.
+        command = ["-m", "pytest", *(options.args or ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"])]
     say("clara-dist demo" if options.command == "demo" else "pytest")
     # Takes this process's place: signals reach it, and its exit code is ours.
     return os.execve(str(PYTHON), [str(PYTHON), *command], environment)
