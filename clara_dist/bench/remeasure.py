@@ -111,9 +111,11 @@ def remeasure(table: FigureTable, readme: Path, out: Path, only: Sequence[str] =
         only: Names of benchmarks; those that they read from are run, too. None: all.
 
     Raises:
-        ConfigError: There is no such benchmark.
+        ConfigError: There is no such benchmark, or no such README.
         DataError: The README does not have a quote, or has it twice.
     """
+    if not readme.is_file():
+        raise ConfigError(f"there is no {readme}", hint="run it in a clone of the project, or name its --readme")
     text = readme.read_text(encoding="utf-8")
     figures = list(quoted_figures(table, text))  # Before hours are spent.
     chosen = _chosen(table, only)

@@ -132,6 +132,8 @@ def test_nothing_runs_for_a_readme_that_lacks_a_quote(readme: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="no such benchmark"):
         remeasure(table(x=benchmark("clara-dist x", "reads {n} lines")), readme, tmp_path / "out", ["y"])
+    with pytest.raises(ConfigError, match="--readme"):
+        remeasure(table(), tmp_path / "missing.md", tmp_path / "out")
 
 
 def test_the_list_says_what_each_takes() -> None:
