@@ -72,8 +72,8 @@ def test_ids_from_a_file_and_wrong_options(store: str, tmp_path: Path, capsys: p
 def test_the_report_of_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_store(tmp_path / "store", random_memory(64), [64])
     report = tmp_path / "index.json"
+    flags = ["--factory", "PCA4,SQ8", "--rescored", "64", "--json", str(report)]
     with pytest.raises(SystemExit) as stopped:
-        flags = ["--factory", "PCA4,SQ8", "--rescored", "64", "--json", str(report)]
         cli.main(["index", "build", str(tmp_path / "store"), *flags])
     said = capsys.readouterr()
     assert stopped.value.code == 0, said.err
