@@ -17,7 +17,7 @@ app.add_typer(bench_app, name="bench")
 def bench_all(
     only: Annotated[str | None, typer.Option(help="Names of benchmarks, separated by commas.")] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Only say what there is and how long it takes.")] = False,
-    out: Annotated[Path, typer.Option(help="Takes results and logs; run again, it goes on.")] = Path("bench-all"),
+    out: Annotated[Path, typer.Option(help="Run again, it goes on; one for each version.")] = Path("bench-all"),
     readme: Annotated[Path, typer.Option(help="What is held against the measurements.")] = Path("README.md"),
 ) -> None:
     """Measure every figure of the README again, one benchmark after the other; exit code 1 where one disagrees.
