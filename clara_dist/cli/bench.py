@@ -13,6 +13,37 @@ bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich
 app.add_typer(bench_app, name="bench")
 
 
+@bench_app.command("all")
+def bench_all(
+    only: Annotated[str | None, typer.Option(help="Names of benchmarks, separated by commas.")] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Only say what there is and how long it takes.")] = False,
+    out: Annotated[Path, typer.Option(help="Run again, it goes on; one for each version.")] = Path("bench-all"),
+    readme: Annotated[Path, typer.Option(help="What is held against the measurements.")] = Path("README.md"),
+) -> None:
+    """Measure every figure of the README again, one benchmark after the other; exit code 1 where one disagrees.
+
+    Each figure has the spread that a new measurement may differ by, in clara_dist/bench/figures.yaml. What was not
+    measured is listed with the reason. Times agree on an idle machine like the README's only.
+
+    \b
+    Examples:
+      clara-dist bench all --list
+      clara-dist bench all --only search,joint
+      clara-dist bench all --out /tmp/bench-all
+    """
+    from clara_dist.bench.figures import read_table
+    from clara_dist.bench.remeasure import plan_text, remeasure
+
+    table = read_table()
+    if list_only:
+        print(plan_text(table))
+        return
+    outcome = remeasure(table, readme, out, only.split(",") if only else ())
+    print(f"\n{outcome.text()}\nreport: {out / 'report.json'}")
+    if not outcome.ok:
+        raise typer.Exit(1)
+
+
 @bench_app.command("compress")
 def bench_compress(
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-compress.json"),

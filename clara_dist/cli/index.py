@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +29,7 @@ def index_build(
     model: ModelOption = None,
     questions: Annotated[str | None, typer.Option(help="Questions as `eval` reads them, to measure recall.")] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Begin anew, even if only shards are missing.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write what was measured there.")] = None,
 ) -> None:
     """Build the index of a store's newest version, or complete it.
 
@@ -59,7 +62,13 @@ def index_build(
 
         asked = [row.question for row in read_questions(settings.questions)][: settings.queries]
         query_QX = Clara.from_pretrained(settings.model).reason(asked).flatten(1).numpy()
-    _tell(build_index(settings, query_QX))
+    manifest = build_index(settings, query_QX)
+    _tell(manifest)
+    if json_file is not None:
+        report: dict[str, Any] = {"factory": manifest.factory, "rescored": manifest.rescored}
+        report["measured"] = None if manifest.measured is None else asdict(manifest.measured)
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"report: {json_file}")
 
 
 @index_app.command("info")
@@ -70,8 +79,6 @@ def index_info(store: StoreArgument, version: VersionOption = None, as_json: Jso
     Example:
       clara-dist index info stores/wiki
     """
-    from dataclasses import asdict
-
     from clara_dist.errors import RetrievalError
     from clara_dist.store.index_manifest import read_index_manifest
     from clara_dist.store.manifest import read_manifest

@@ -23,6 +23,7 @@ COMMANDS = [
     "compress",
     "plan",
     "bench ablations",
+    "bench all",
     "bench candidates",
     "bench compress",
     "bench estimators",

@@ -67,3 +67,16 @@ def test_ids_from_a_file_and_wrong_options(store: str, tmp_path: Path, capsys: p
     )
     assert "either ids or a filter" in run(capsys, "delete", store, code=1)
     assert "error, skip or replace" in run(capsys, "append", store, store, "--on-existing", "maybe", code=2)
+
+
+def test_the_report_of_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_store(tmp_path / "store", random_memory(64), [64])
+    report = tmp_path / "index.json"
+    flags = ["--factory", "PCA4,SQ8", "--rescored", "64", "--json", str(report)]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["index", "build", str(tmp_path / "store"), *flags])
+    said = capsys.readouterr()
+    assert stopped.value.code == 0, said.err
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert (found["factory"], found["rescored"], found["measured"]["recall"]) == ("PCA4,SQ8", 64, 1.0)
+    assert f"read a query   {found['measured']['bytes_per_query']:,} bytes" in said.out
