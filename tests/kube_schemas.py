@@ -97,6 +97,18 @@ class Probe(Strict):
     failure_threshold: int = Field(ge=1)
 
 
+class Exec(Strict):
+    command: list[str] = Field(min_length=1)
+
+
+class Hook(Strict):
+    exec: Exec
+
+
+class Lifecycle(Strict):
+    pre_stop: Hook
+
+
 class Container(Strict):
     name: Name
     image: str
@@ -106,6 +118,7 @@ class Container(Strict):
     resources: Resources
     volume_mounts: list[Mount] = []
     security_context: ContainerSecurity
+    lifecycle: Lifecycle | None = None
     readiness_probe: Probe | None = None
     liveness_probe: Probe | None = None
 
@@ -157,6 +170,7 @@ class PodSpec(Strict):
     restart_policy: Literal["Never", "OnFailure", "Always"] | None = None
     automount_service_account_token: bool | None = None
     security_context: PodSecurity
+    termination_grace_period_seconds: int | None = Field(None, ge=0)
     node_selector: Labels = {}
     tolerations: list[Toleration] = []
     volumes: list[Volume] = []

@@ -167,6 +167,26 @@ def connect(address: str | None) -> JobSubmissionClient:
         ) from error
 
 
+def stop_all(address: str | None = None) -> dict[str, str]:
+    """Ask every job of a cluster to stop, and wait until all have ended: each takes as long as its ``stop_wait_s``.
+
+    Args:
+        address: As of `submit`.
+
+    Returns:
+        How each of them ended, by its id.
+
+    Raises:
+        ClusterError: There is no such cluster, it refuses (the token), or it does not answer any more.
+    """
+    client = connect(address)
+    under_way = [job.submission_id for job in client.list_jobs() if job.submission_id and not job.status.is_terminal()]
+    for job_id in under_way:
+        print(f"asking {job_id} to stop", file=sys.stderr, flush=True)
+        client.stop_job(job_id)
+    return {job_id: str(_ended(client, job_id)) for job_id in under_way}
+
+
 def _stay_with(client: JobSubmissionClient, job_id: str) -> int:
     """Print the logs until the job ends, and say how it did."""
     asked = False

@@ -1,43 +1,31 @@
-"""The entrypoints of the RayJobs run as they are written, up to the work itself."""
+"""The entrypoints of the RayJobs, up to the work itself; tests/ray/test_jobs.py runs them to their end."""
 
 from __future__ import annotations
 
-import json
 import runpy
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from chaos_corpus import undisturbed, write_config
-from kustomized import build
-
-ROOT = Path(__file__).resolve().parents[3]
+import pod
+from chaos_corpus import undisturbed
+from clara_dist.config.compress import CompressConfig
 
 
 @pytest.fixture(scope="module")
-def pod(tiny_clara_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a pod of the small overlay has under ``/``: settings, corpora, models, a store."""
+def files(tiny_clara_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a pod of the small overlay has under ``/``, and what the jobs before each one have made."""
     root = tmp_path_factory.mktemp("pod")
     data = root / "data"
-    for name in ("corpora", "models", "stores"):
-        (data / name).mkdir(parents=True)
-    config = write_config(data / "corpora", tiny_clara_dir, n_documents=30, rows_per_shard=8, workers=1)
-    Path(config.corpus[0]).rename(data / "corpora" / "corpus.jsonl")
-    undisturbed(
-        config.model_copy(update={"corpus": (str(data / "corpora" / "corpus.jsonl"),)}), data / "stores" / "corpus"
-    )
-    for name in ("instruct", "joint"):
-        (data / "models" / name).symlink_to(tiny_clara_dir)
-    rows = [{"question": f"rain {i}?", "answer": "x", "docs": ["a", "b"], "pos_index": [0]} for i in range(4)]
-    (data / "corpora" / "joint.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    questions = {"question_id": "q", "question": "rain?", "answer": "x", "positives": ["d0001"]}
-    (data / "corpora" / "questions.jsonl").write_text(json.dumps(questions) + "\n")
-    (settings,) = [each for each in build(ROOT / "cluster/kuberay/overlays/small") if each["kind"] == "ConfigMap"]
-    (root / "etc/clara").mkdir(parents=True)
-    for name, text in settings["data"].items():
-        (root / "etc/clara" / name).write_text(text.replace("/data/", f"{data}/"))
+    pod.fill(root, tiny_clara_dir, n_documents=30)
+    (data / "models" / "joint").symlink_to(tiny_clara_dir)
+    settings = {name: text.replace("/data/", f"{data}/") for name, text in pod.settings_of(pod.SMALL).items()}
+    pod.write_settings(root, settings)
+    config = CompressConfig.model_validate(yaml.safe_load(settings["compress.yaml"]) | {"max_rejects": 2})
+    undisturbed(config, data / "stores" / "corpus")
     return root
 
 
@@ -50,18 +38,13 @@ def pod(tiny_clara_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_an_entrypoint_runs_as_written(
-    pod: Path, job: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    files: Path, job: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = {
-        each["metadata"]["name"]: each
-        for each in build(ROOT / "cluster/kuberay/overlays/small")
-        if each["kind"] == "RayJob"
-    }
-    _, script, *args = shlex.split(jobs[f"clara-{job}"]["spec"]["entrypoint"])
-    args = [arg.replace("/etc/clara", f"{pod}/etc/clara") for arg in args]
+    _, script, *args = shlex.split(pod.job_spec(f"clara-{job}")["entrypoint"])
+    args = [arg.replace("/etc/clara", f"{files}/etc/clara") for arg in args]
     monkeypatch.setattr(sys, "argv", [script, *args, "--dry-run"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / Path(script).relative_to("/app")), run_name="__main__")
+        runpy.run_path(str(pod.ROOT / Path(script).relative_to("/app")), run_name="__main__")
     captured = capsys.readouterr()
     assert ended.value.code == 0, captured.err
     assert line in captured.out

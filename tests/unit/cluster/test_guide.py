@@ -46,7 +46,7 @@ def test_names_of_objects_are_those_of_the_manifests() -> None:
     named = set(re.findall(r"\b(rayjob|raycluster|rayservice)/([\w-]+)", "\n".join(LINES)))
     objects = build(ROOT / "cluster" / "kuberay" / "overlays" / "small")
     assert named <= {(each["kind"].lower(), each["metadata"]["name"]) for each in objects}
-    assert len(named) == 3
+    assert len(named) == 5
 
 
 def test_settings_of_traces_are_serves() -> None:
@@ -62,4 +62,4 @@ def test_files_exist_and_the_guide_is_short() -> None:
             ROOT / "cluster/kuberay/overlays" / path,
         ]
         assert any(place.exists() for place in places) or path.startswith("config/"), path
-    assert GUIDE.count("\n") <= 200
+    assert GUIDE.count("\n") <= 220

@@ -18,6 +18,8 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.config.serve import ServeConfig
 from clara_dist.config.workers import WorkerRange
+from clara_dist.distributed.submit import Submission
+from clara_dist.planning import Calibration, Lengths, ModelShape, Workload, estimate, find_gpu
 from kube_schemas import IngressSpec, RayClusterSpec, RayJobSpec, RayServiceSpec, validate
 from kustomized import build, copy_tree, load_all
 
@@ -117,6 +119,41 @@ def test_every_cluster_wants_a_token_and_has_the_ray_that_is_tested(objects: Obj
             assert container.readiness_probe is not None
             assert container.liveness_probe is not None
             assert template.metadata.labels["app.kubernetes.io/part-of"] == "clara"
+
+
+def test_a_head_that_is_taken_away_stops_its_jobs_first_and_has_the_time(objects: Objects) -> None:
+    for spec in cluster_specs(objects).values():
+        pod = spec.head_group_spec.template.spec
+        (container,) = pod.containers
+        (wait,) = [float(each.value) for each in container.env if each.name == "RAY_JOB_STOP_WAIT_TIME_S"]
+        assert wait == Submission("compress").stop_wait_s
+        assert pod.termination_grace_period_seconds is not None
+        assert pod.termination_grace_period_seconds >= wait + 30
+        assert container.lifecycle is not None
+        python, script, address = container.lifecycle.pre_stop.exec.command
+        assert (python, (ROOT / Path(script).relative_to("/app")).is_file()) == ("python", True)
+        assert address == "http://127.0.0.1:8265"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "shape", "gpu", "cpu", "seconds"),
+    [
+        # The slowest GPU that the planner knows, at half of what it aims at.
+        ("large", ModelShape(4096, 7e9), "L40S", None, 70),
+        # 3 cores that make 20 GFLOP/s together, in float32.
+        ("small", ModelShape(768, 1e8), None, Calibration("cpu", 2e10, None, 0), 180),
+    ],
+)
+def test_a_shard_ends_in_the_time_that_a_job_has_to_stop(
+    overlay: str, shape: ModelShape, gpu: str | None, cpu: Calibration | None, seconds: float
+) -> None:
+    settings = built(overlay)["ConfigMap", "clara-config"]["data"]["compress.yaml"]
+    rows, _ = CompressConfig.model_validate(yaml.safe_load(settings)).shard_bounds(2 * 16 * shape.hidden_size, 256)
+    work = Workload(shape, rows, 16, Lengths.parse("256"))
+    plan = estimate(work, gpu=gpu and find_gpu(gpu), calibration=cpu, utilization=gpu and 0.3)
+    took = rows / plan.documents_per_s
+    assert took == pytest.approx(seconds, rel=0.1)
+    assert took < Submission("compress").stop_wait_s / 1.5
 
 
 def test_only_the_service_has_the_api_keys_and_they_come_from_a_secret(objects: Objects) -> None:

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def test_every_job_of_the_folder_can_be_submitted() -> None:
-    assert {path.stem for path in (REPOSITORY / "jobs").glob("*.py")} - {"bootstrap"} == COMMANDS.keys()
+    assert {path.stem for path in (REPOSITORY / "jobs").glob("*.py")} - {"bootstrap", "stop"} == COMMANDS.keys()
 
 
 def test_arguments_arrive_as_they_were_given() -> None:
