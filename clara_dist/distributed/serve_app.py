@@ -45,7 +45,7 @@ _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 # Serve's own settings for replicas that wait and compute elsewhere, as ours do: one event loop for all that a replica
 # does, and calls between replicas over gRPC. Of what a request costs outside the engine this saves a fifth. A cluster
 # has them from its manifest: they count where Ray's processes start.
-_SERVE_ENVIRONMENT = {
+SERVE_ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -192,7 +192,7 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
             or a deployment cannot start.
     """
     require_startable(config)
-    for name, value in _SERVE_ENVIRONMENT.items():
+    for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with connect(address):
         gpus = config.engine_gpus if _device(config) == "cuda" else 0

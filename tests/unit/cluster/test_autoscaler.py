@@ -11,6 +11,8 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from clara_dist.distributed.serve_app import SERVE_ENVIRONMENT
+
 CLUSTER = Path(__file__).resolve().parents[3] / "cluster"
 
 
@@ -30,6 +32,7 @@ def test_ray_takes_it(config: dict[str, Any]) -> None:
 def test_the_token_comes_as_a_file_and_nothing_listens_to_strangers(config: dict[str, Any]) -> None:
     options = config["docker"]["run_options"]
     assert "--env RAY_AUTH_MODE=token" in options
+    assert {f"--env {name}={value}" for name, value in SERVE_ENVIRONMENT.items()} < set(options)
     (path,) = [re.fullmatch(r"--env RAY_AUTH_TOKEN_PATH=(\S+)", option) for option in options if "TOKEN_PATH" in option]
     assert path is not None
     assert config["file_mounts"] == {path[1]: "~/.ray/auth_token"}

@@ -18,6 +18,7 @@ from clara_dist.config.compress import CompressConfig
 from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.config.serve import ServeConfig
 from clara_dist.config.workers import WorkerRange
+from clara_dist.distributed.serve_app import SERVE_ENVIRONMENT
 from clara_dist.distributed.submit import Submission
 from clara_dist.planning import Calibration, Lengths, ModelShape, Workload, estimate, find_gpu
 from kube_schemas import IngressSpec, RayClusterSpec, RayJobSpec, RayServiceSpec, validate
@@ -116,6 +117,7 @@ def test_every_cluster_wants_a_token_and_has_the_ray_that_is_tested(objects: Obj
         for template in (spec.head_group_spec.template, *(group.template for group in spec.worker_group_specs)):
             (container,) = template.spec.containers
             assert re.fullmatch(r"registry\.example/clara-dist:[\d.]+-(cpu|cuda)", container.image)
+            assert {each.name: each.value for each in container.env}.items() >= SERVE_ENVIRONMENT.items()
             assert container.readiness_probe is not None
             assert container.liveness_probe is not None
             assert template.metadata.labels["app.kubernetes.io/part-of"] == "clara"
