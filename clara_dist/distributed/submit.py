@@ -182,8 +182,8 @@ def stop_all(address: str | None = None) -> dict[str, str]:
     client = connect(address)
     under_way = [job.submission_id for job in client.list_jobs() if job.submission_id and not job.status.is_terminal()]
     for job_id in under_way:
-        print(f"asking {job_id} to stop", file=sys.stderr, flush=True)
         client.stop_job(job_id)
+        print(f"asked {job_id} to stop", file=sys.stderr, flush=True)
     return {job_id: str(_ended(client, job_id)) for job_id in under_way}
 
 
