@@ -54,5 +54,5 @@ def evaluate(
 
     report = evaluate_job.evaluate(settings)
     print(f"{report.table()}\n\n{report.measures_table()}")
-    for line in report.beside(settings.published):
+    for line in [*report.beside(settings.published), *evaluate_job.latency_lines(settings)]:
         print(line)

@@ -34,6 +34,7 @@ class EvaluateConfig(Config):
         embedder: Also rank by this ``sentence-transformers`` model (a directory or hub id).
         reranker: Also have this ``sentence-transformers`` cross-encoder rank again the 50 best of BM25.
         workers: Each has a model of its own, and asks ``questions_per_task`` questions at a time.
+        latency_questions: So many questions are asked one at a time as well, for the percentiles of ``latency.json``.
         output: Directory for ``report.json``, ``table.txt``, ``report.html``, ``answers.parquet`` (a row for each
             question, method and scope), ``runs/`` (TREC) and ``latency.json``; None writes nothing.
         resume: Go on with an evaluation in ``output`` that did not end: what is finished is not asked again.
@@ -60,6 +61,7 @@ class EvaluateConfig(Config):
     reranker: str | None = None
     workers: int = Field(1, ge=1)
     questions_per_task: int = Field(512, ge=1)
+    latency_questions: int = Field(20, ge=0)
     output: str | None = None
     resume: bool = False
     published: dict[str, float] = Field(default_factory=dict)

@@ -29,6 +29,7 @@ from clara_dist.evaluation import AnswerRecord, Bm25Ranker, EvaluationReport, La
 from clara_dist.evaluation.dense import DenseRanker, Reranker, load_cross_encoder, load_embedder
 from clara_dist.evaluation.evaluate import answer_records, facts_of, scopes_of
 from clara_dist.evaluation.html import write_html
+from clara_dist.evaluation.latency import ask_alone, percentiles
 from clara_dist.evaluation.rankers import Ranker
 from clara_dist.evaluation.records import read_records, write_records
 from clara_dist.inference.generator import GeneratedText, Generator
@@ -41,9 +42,11 @@ from clara_dist.store.storage import open_storage
 
 JOINT_ROW = "joint STE"
 PARTS = "parts"
+LATENCY = "latency.json"
 _SETTINGS = "settings.json"
+_ALONE = "alone.json"
 # What decides neither a figure nor how questions are cut.
-_WHERE = {"output", "resume", "workers", "device", "threads", "published"}
+_WHERE = {"output", "resume", "workers", "device", "threads", "published", "latency_questions"}
 
 ResultT = TypeVar("ResultT")
 
@@ -57,12 +60,22 @@ class Piece:
         seconds: Spent by what: a method's name, or ``answers``.
         n_documents: Of the store, before long ones were split.
         n_passages: Rows of the store.
+        alone: Seconds of questions that were asked one at a time, see `ask_alone`.
     """
 
     records: list[AnswerRecord]
     seconds: dict[str, float]
     n_documents: int
     n_passages: int
+    alone: list[tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions for one worker; the first ``n_alone`` are asked one at a time as well."""
+
+    questions: Sequence[EvalQuestion]
+    n_alone: int
 
 
 class Evaluator:
@@ -86,7 +99,8 @@ class Evaluator:
         self._store = MemoryStore.open(config.store, config.store_version)
         clara = load_model(config, device)
         self._store.require_fingerprint(Fingerprint(clara.fingerprint_fields()), f"the model {config.model}")
-        searcher = ExactSearcher(self._store)
+        self._searcher = ExactSearcher(self._store)
+        self._reasoner = Reasoner(clara)
         self._generator = Generator(clara)
         own = JOINT_ROW if clara.config.stage == "joint" else "reasoner"
         text = clara.tokenizer.document_text
@@ -97,15 +111,15 @@ class Evaluator:
         if config.reranker is not None:
             self._rankers["reranker"] = Reranker(self._store, bm25, load_cross_encoder(config.reranker, device), text)
         self._rankers |= {
-            "untrained reasoner": LatentRanker(Reasoner(clara, role="compressor"), self._store, searcher),
-            own: LatentRanker(Reasoner(clara), self._store, searcher),
+            "untrained reasoner": LatentRanker(Reasoner(clara, role="compressor"), self._store, self._searcher),
+            own: LatentRanker(self._reasoner, self._store, self._searcher),
         }
         self._text_reader = TextGenerator(self._generator) if config.text_rag else None
 
-    def __call__(self, questions: Sequence[EvalQuestion]) -> Piece:
+    def __call__(self, task: Task) -> Piece:
         config, seconds = self._config, dict.fromkeys([*self._rankers, "answers"], 0.0)
         records = answer_records(
-            questions,
+            task.questions,
             self._store,
             {name: _TimedRanker(ranker, name, seconds) for name, ranker in self._rankers.items()},
             _TimedGenerator(self._generator, seconds),
@@ -114,7 +128,20 @@ class Evaluator:
             max_tokens=config.max_tokens,
             text_reader=self._text_reader,
         )
-        return Piece(records, seconds, self._store.n_parents, self._store.n_documents)
+        return Piece(records, seconds, self._store.n_parents, self._store.n_documents, self._alone(task))
+
+    def _alone(self, task: Task) -> list[tuple[float, float, float]]:
+        if not task.n_alone:
+            return []
+        return ask_alone(
+            task.questions[: task.n_alone],
+            self._reasoner,
+            self._searcher,
+            self._store,
+            self._generator,
+            top_k=self._config.top_k,
+            max_tokens=self._config.max_tokens,
+        )
 
 
 def evaluate(config: EvaluateConfig, *, address: str | None = None, num_cpus: int | None = None) -> EvaluationReport:
@@ -151,7 +178,10 @@ def evaluate_on(pool: Mapper, config: EvaluateConfig, device: str) -> Evaluation
     questions = questions_of(config)
     scopes = scopes_of(questions, config.top_k)
     n = config.questions_per_task
-    tasks = [questions[start : start + n] for start in range(0, len(questions), n)]
+    tasks = [
+        Task(questions[start : start + n], 0 if start else config.latency_questions)
+        for start in range(0, len(questions), n)
+    ]
     parts = None if config.output is None else Path(config.output) / PARTS
     done = {} if parts is None else _resumed(parts, config, questions)
     todo = [index for index in range(len(tasks)) if index not in done]
@@ -160,17 +190,19 @@ def evaluate_on(pool: Mapper, config: EvaluateConfig, device: str) -> Evaluation
     n_asked = 0
     documents = None
     bar = Progress("questions", len(questions))
-    bar.skip(sum(len(tasks[index]) for index in done))
+    bar.skip(sum(len(tasks[index].questions) for index in done))
     for position, piece in pool(Evaluator, {"config": config, "device": device}, [tasks[i] for i in todo]):
         index = todo[position]
         records[index] = piece.records
         documents = piece.n_documents, piece.n_passages
-        n_asked += len(tasks[index])
+        n_asked += len(tasks[index].questions)
         for name, spent in piece.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + spent
         if parts is not None:
+            if piece.alone:
+                (parts / _ALONE).write_text(json.dumps(percentiles(piece.alone)), encoding="utf-8")
             write_records(piece.records, parts / f"{index:06d}.parquet")
-        bar.add(len(tasks[index]))
+        bar.add(len(tasks[index].questions))
     if documents is None:  # all of it was done before
         store = MemoryStore.open(config.store, config.store_version)
         documents = store.n_parents, store.n_documents
@@ -179,11 +211,34 @@ def evaluate_on(pool: Mapper, config: EvaluateConfig, device: str) -> Evaluation
     if parts is not None:
         report.write(parts.parent)
         write_html(report, parts.parent / "report.html")
-        latency = {name: 1e3 * spent / n_asked for name, spent in seconds.items()} if n_asked else {}
-        text = json.dumps({"ms_per_question": latency, "questions": n_asked}, indent=2)
-        (parts.parent / "latency.json").write_text(text + "\n", encoding="utf-8")
+        _write_latency(parts, seconds, n_asked)
         shutil.rmtree(parts)
     return report
+
+
+def _write_latency(parts: Path, seconds: dict[str, float], n_asked: int) -> None:
+    """In batches, as the evaluation asks (only what this run asked), and one at a time."""
+    alone = parts / _ALONE
+    text = json.dumps(
+        {
+            "ms_per_question": {name: 1e3 * spent / n_asked for name, spent in seconds.items()} if n_asked else {},
+            "questions": n_asked,
+            "alone": json.loads(alone.read_text(encoding="utf-8")) if alone.exists() else None,
+        },
+        indent=2,
+    )
+    (parts.parent / LATENCY).write_text(text + "\n", encoding="utf-8")
+
+
+def latency_lines(config: EvaluateConfig) -> list[str]:
+    """What a finished evaluation wrote of questions that were asked one at a time, for people."""
+    if config.output is None:
+        return []
+    alone = json.loads((Path(config.output) / LATENCY).read_text(encoding="utf-8"))["alone"]
+    if alone is None:
+        return []
+    steps = (f"{step} {' / '.join(f'{value:.1f}' for value in ms.values())}" for step, ms in alone["ms"].items())
+    return [f"ms a question (p50 / p90 / p99 of {alone['questions']} asked one at a time): {'; '.join(steps)}"]
 
 
 def questions_of(config: EvaluateConfig) -> list[EvalQuestion]:

@@ -10,7 +10,7 @@ import pytest
 
 from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.distributed.actor_pool import map_serially
-from clara_dist.distributed.evaluate_job import absolute_paths, evaluate_model, evaluate_on
+from clara_dist.distributed.evaluate_job import absolute_paths, evaluate_model, evaluate_on, latency_lines
 from clara_dist.errors import ConfigError, DataError, FingerprintMismatchError
 from clara_dist.evaluation.records import read_records
 from clara_dist.inference.compressor import DocumentCompressor
@@ -122,6 +122,13 @@ def test_pieces_are_asked_once_and_make_the_same_report(config: EvaluateConfig, 
     latency = json.loads((tmp_path / "whole/latency.json").read_text())
     assert set(latency["ms_per_question"]) == {"BM25", "untrained reasoner", "reasoner", "answers"}
     assert all(value > 0 for value in latency["ms_per_question"].values())
+    # Asked once, in the first piece, and kept over the interruption.
+    for name in ("whole", "pieces"):
+        alone = json.loads((tmp_path / name / "latency.json").read_text())["alone"]
+        assert alone["questions"] == {"whole": 6, "pieces": 2}[name]
+        assert set(alone["ms"]) == {"reason", "retrieve", "generate", "total"}
+        (line,) = latency_lines(config.model_copy(update={"output": str(tmp_path / name)}))
+        assert f"total {alone['ms']['total']['p50']:.1f} / " in line
 
 
 def test_text_rag_reads_the_text_of_what_the_reasoner_found(config: EvaluateConfig) -> None:

@@ -39,3 +39,19 @@ def test_scores_by_hand(answer, right, expected):
 def test_means():
     mean = mean_scores([AnswerScores(1.0, 1.0, 1.0), AnswerScores(0.0, 0.5, 1.0), AnswerScores(0.0, 0.0, 1.0)])
     assert (mean.exact_match, mean.f1, mean.cover_match) == pytest.approx((1 / 3, 0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "exact_match", "f1"),
+    [
+        # The metric card of Hugging Face's wrapper of SQuAD's script: 66.67 and 66.67 over these three.
+        ("1976", ["1976"], 1.0, 1.0),
+        ("Beyonce", ["Beyoncé and Bruno Mars"], 0.0, 0.0),
+        ("climate change", ["climate change"], 1.0, 1.0),
+        # AllenNLP's test of its own
+        ("this is the best span", ["this is a good span", "something irrelevant"], 0.0, 0.75),
+    ],
+)
+def test_published_examples_of_squads_script(answer, right, exact_match, f1):
+    scores = score_answer(answer, right)
+    assert (scores.exact_match, scores.f1) == (exact_match, f1)
