@@ -31,7 +31,7 @@ from clara_dist.evaluation.evaluate import answer_records, facts_of, scopes_of
 from clara_dist.evaluation.html import write_html
 from clara_dist.evaluation.latency import ask_alone, percentiles
 from clara_dist.evaluation.rankers import Ranker
-from clara_dist.evaluation.records import read_records, write_records
+from clara_dist.evaluation.records import ANSWERS, read_records, write_records
 from clara_dist.inference.generator import GeneratedText, Generator
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.retrieval.search import ExactSearcher
@@ -176,13 +176,15 @@ def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationRep
 def evaluate_on(pool: Mapper, config: EvaluateConfig, device: str) -> EvaluationReport:
     """The evaluation on whatever runs workers; raises as `evaluate` does."""
     questions = questions_of(config)
-    scopes = scopes_of(questions, config.top_k)
+    scopes_of(questions, config.top_k)  # what cannot be evaluated is told before any worker starts
     n = config.questions_per_task
     tasks = [
         Task(questions[start : start + n], 0 if start else config.latency_questions)
         for start in range(0, len(questions), n)
     ]
     parts = None if config.output is None else Path(config.output) / PARTS
+    if parts is not None and config.resume and _is_finished(parts.parent, config, questions):
+        return _report(config, questions, read_records(parts.parent / ANSWERS), None)
     done = {} if parts is None else _resumed(parts, config, questions)
     todo = [index for index in range(len(tasks)) if index not in done]
     records = {index: read_records(path) for index, path in done.items()}
@@ -203,17 +205,33 @@ def evaluate_on(pool: Mapper, config: EvaluateConfig, device: str) -> Evaluation
                 (parts / _ALONE).write_text(json.dumps(percentiles(piece.alone)), encoding="utf-8")
             write_records(piece.records, parts / f"{index:06d}.parquet")
         bar.add(len(tasks[index].questions))
-    if documents is None:  # all of it was done before
-        store = MemoryStore.open(config.store, config.store_version)
-        documents = store.n_parents, store.n_documents
-    facts = facts_of(questions, *documents, scopes, config.top_k, config.max_tokens)
-    report = EvaluationReport.of([r for index in sorted(records) for r in records[index]], config.recall_at, **facts)
+    report = _report(config, questions, [r for index in sorted(records) for r in records[index]], documents)
     if parts is not None:
         report.write(parts.parent)
         write_html(report, parts.parent / "report.html")
         _write_latency(parts, seconds, n_asked)
+        (parts / _SETTINGS).replace(parts.parent / _SETTINGS)
         shutil.rmtree(parts)
     return report
+
+
+def _report(
+    config: EvaluateConfig,
+    questions: Sequence[EvalQuestion],
+    records: Sequence[AnswerRecord],
+    documents: tuple[int, int] | None,
+) -> EvaluationReport:
+    """The report of all records; ``documents`` as `Piece` counts them, None: look them up."""
+    if documents is None:
+        store = MemoryStore.open(config.store, config.store_version)
+        documents = store.n_parents, store.n_documents
+    facts = facts_of(questions, *documents, scopes_of(questions, config.top_k), config.top_k, config.max_tokens)
+    return EvaluationReport.of(records, config.recall_at, **facts)
+
+
+def _is_finished(output: Path, config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> bool:
+    record = output / _SETTINGS
+    return record.exists() and record.read_text(encoding="utf-8") == _settings(config, questions)
 
 
 def _write_latency(parts: Path, seconds: dict[str, float], n_asked: int) -> None:
@@ -269,7 +287,7 @@ def inputs(config: EvaluateConfig) -> list[str]:
 
 def _resumed(parts: Path, config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> dict[int, Path]:
     """What an earlier run of the same evaluation has finished, by task; ``parts`` is made ready."""
-    settings = json.dumps(_identity(config, questions), indent=2, sort_keys=True) + "\n"
+    settings = _settings(config, questions)
     record = parts / _SETTINGS
     if config.resume and record.exists():
         if record.read_text(encoding="utf-8") != settings:
@@ -280,12 +298,14 @@ def _resumed(parts: Path, config: EvaluateConfig, questions: Sequence[EvalQuesti
             )
         return {int(path.stem): path for path in parts.glob("*.parquet")}
     shutil.rmtree(parts, ignore_errors=True)
+    (parts.parent / _SETTINGS).unlink(missing_ok=True)  # what stands there is about to be replaced
     parts.mkdir(parents=True)
     record.write_text(settings, encoding="utf-8")
     return {}
 
 
-def _identity(config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> dict[str, Any]:
+def _settings(config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> str:
+    """All that decides the report, as text."""
     asked = hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
     weights = hashlib.sha256()
     if os.path.isdir(config.model):
@@ -293,12 +313,13 @@ def _identity(config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> dict
             weights.update(str(path.relative_to(config.model)).encode())
             weights.update(path.read_bytes())
     manifest = read_manifest(open_storage(config.store), config.store_version)
-    return {
+    identity = {
         "settings": config.model_dump(mode="json", exclude=_WHERE),
         "questions": asked,
         "weights": weights.hexdigest(),
         "store": manifest.commit_id,
     }
+    return json.dumps(identity, indent=2, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from clara_dist.evaluation.answers import AnswerScores
 Scope = Literal["candidates", "corpus"]
 
 _TEXTS = pa.list_(pa.string())
+ANSWERS = "answers.parquet"
 SCHEMA = pa.schema(
     [
         ("method", pa.string()),

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from clara_dist.evaluation.answers import AnswerScores, mean_scores
-from clara_dist.evaluation.records import AnswerRecord, Scope, write_records
+from clara_dist.evaluation.records import ANSWERS, AnswerRecord, Scope, write_records
 from clara_dist.evaluation.trec import write_runs
 
 
@@ -108,7 +108,7 @@ class EvaluationReport:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         (directory / "table.txt").write_text(f"{self.table()}\n\n{self.measures_table()}\n", encoding="utf-8")
-        write_records(self.records, directory / "answers.parquet")
+        write_records(self.records, directory / ANSWERS)
         write_runs(self.records, directory / "runs")
 
     def measures_table(self) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from clara_dist.config.evaluate import EvaluateConfig
+from clara_dist.config.suite import SuiteConfig
 from clara_dist.distributed.actor_pool import map_serially
 from clara_dist.distributed.evaluate_job import absolute_paths, evaluate_model, evaluate_on, latency_lines
+from clara_dist.distributed.evaluate_suite import evaluate_suite
 from clara_dist.errors import ConfigError, DataError, FingerprintMismatchError
 from clara_dist.evaluation.records import read_records
 from clara_dist.inference.compressor import DocumentCompressor
@@ -118,7 +120,8 @@ def test_pieces_are_asked_once_and_make_the_same_report(config: EvaluateConfig, 
     assert read_records(tmp_path / "pieces/answers.parquet") == list(resumed.records)
     files = {str(path.relative_to(tmp_path / "pieces")) for path in (tmp_path / "pieces").rglob("*") if path.is_file()}
     runs = {f"runs/{name}-corpus.trec" for name in ("BM25", "reasoner", "untrained-reasoner")} | {"runs/qrels.trec"}
-    assert files == runs | {"answers.parquet", "latency.json", "report.html", "report.json", "table.txt"}
+    written = {"answers.parquet", "latency.json", "report.html", "report.json", "settings.json", "table.txt"}
+    assert files == runs | written
     latency = json.loads((tmp_path / "whole/latency.json").read_text())
     assert set(latency["ms_per_question"]) == {"BM25", "untrained reasoner", "reasoner", "answers"}
     assert all(value > 0 for value in latency["ms_per_question"].values())
@@ -129,6 +132,48 @@ def test_pieces_are_asked_once_and_make_the_same_report(config: EvaluateConfig, 
         assert set(alone["ms"]) == {"reason", "retrieve", "generate", "total"}
         (line,) = latency_lines(config.model_copy(update={"output": str(tmp_path / name)}))
         assert f"total {alone['ms']['total']['p50']:.1f} / " in line
+
+
+def test_what_is_finished_is_only_read(config: EvaluateConfig, tmp_path: Path) -> None:
+    def nobody(*_: Any) -> Any:
+        raise AssertionError("asked again")
+
+    config = config.model_copy(update={"output": str(tmp_path / "out"), "resume": True})
+    report = evaluate_model(config)
+    assert evaluate_on(nobody, config, "cpu").to_dict() == report.to_dict()
+    # What is evaluated otherwise, or without resume, is evaluated anew.
+    for changes in ({"max_tokens": 3}, {"resume": False}):
+        with pytest.raises(AssertionError, match="asked again"):
+            evaluate_on(nobody, config.model_copy(update=changes), "cpu")
+
+
+def test_a_suite_evaluates_each_data_set_into_a_directory_of_its_own(config: EvaluateConfig, tmp_path: Path) -> None:
+    own = {"store": config.store, "questions": config.questions}
+    suite = SuiteConfig(
+        about="two of <them>",
+        output=str(tmp_path / "suite"),
+        settings={"model": config.model, "max_tokens": 2, "recall_at": [1], "resume": True},
+        datasets={"a": own, "b": {**own, "max_tokens": 3, "published": {"untrained reasoner, corpus, R@1": 0.5}}},
+    )
+    asked: list[str] = []
+
+    def evaluate(config: EvaluateConfig) -> Any:
+        asked.append(Path(str(config.output)).name)
+        return evaluate_model(config)
+
+    reports = evaluate_suite(suite, evaluate)
+    assert asked == list(reports) == ["a", "b"]
+    assert {report.max_tokens for report in reports.values()} == {2, 3}
+    output = tmp_path / "suite"
+    tree = json.loads((output / "suite.json").read_text())
+    assert tree["b"] == json.loads((output / "b/report.json").read_text())
+    text = (output / "suite.txt").read_text()
+    assert text.index("== a") < text.index("== b") < text.index("published")
+    assert text.rstrip().endswith("1.0000      0.5000")
+    page = (output / "index.html").read_text()
+    assert "two of &lt;them&gt;" in page
+    assert "href='b/report.html'" in page
+    assert (output / "b/report.html").is_file()
 
 
 def test_text_rag_reads_the_text_of_what_the_reasoner_found(config: EvaluateConfig) -> None:
