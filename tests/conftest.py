@@ -22,6 +22,10 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 BROWSER = ("chromium", "chromedriver")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=300, help="bodies that tests/serve/test_fuzzed.py sends (300)")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the tests in a browser out where there is none, and say so."""
     lacking = [name for name in BROWSER if shutil.which(name) is None]

@@ -60,9 +60,9 @@ class ApiError(Exception):
         return JSONResponse(ErrorReply(error=self.body()).model_dump(), self.status, self.headers)
 
 
-def overloaded() -> ApiError:
+def overloaded(retry_after_s: int = 1) -> ApiError:
     """The queue is full."""
-    return ApiError(429, "the server is full; try again later", headers={"Retry-After": "1"})
+    return ApiError(429, "the server is full; try again later", headers={"Retry-After": str(retry_after_s)})
 
 
 def not_ready() -> ApiError:

@@ -17,6 +17,7 @@ from clara_dist.config.documents import DocumentsReply, DocumentsRequest, Remove
 from clara_dist.config.http import AnswerReply, Health, RetrieveReply
 from clara_dist.config.serve import ServeConfig
 from clara_dist.distributed.serve_errors import SOON, ApiError, api_error, not_ready, overloaded
+from clara_dist.distributed.serve_flow import Flow
 from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_http import build_api
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done
@@ -40,6 +41,7 @@ class Ingress:
         self._contact: asyncio.Task[Health] | None = None
         self._known: Health | None = None
         self._heard = 0.0
+        self._flow = Flow()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook for an app that is built in the replica, around this object."""
@@ -66,25 +68,27 @@ class Ingress:
         return known
 
     async def answer(self, ask: Ask) -> AnswerReply:
-        reply: AnswerReply = await self._call("answer", ask)
+        with self._flow.request():
+            reply: AnswerReply = await self._call("answer", ask)
         return reply
 
     async def stream(self, ask: Ask) -> AsyncGenerator[AnswerEvent, None]:
         """An answer as it comes. Whoever closes the iterator cancels it in the engine."""
         deadline = time.monotonic() + self._config.limits.request_timeout_s
-        for is_last in (False, True):
-            await self._require_engine()
-            begun = False
-            try:
-                async with aclosing(self._events(ask, deadline)) as events:
-                    async for event in events:
-                        begun = True
-                        yield event
-                return
-            except _LOST as error:
-                self._forget_engine()
-                if begun or is_last:
-                    raise self._translate(error) from None
+        with self._flow.request():
+            for is_last in (False, True):
+                await self._require_engine()
+                begun = False
+                try:
+                    async with aclosing(self._events(ask, deadline)) as events:
+                        async for event in events:
+                            begun = True
+                            yield event
+                    return
+                except _LOST as error:
+                    self._forget_engine()
+                    if begun or is_last:
+                        raise self._translate(error) from None
 
     async def _events(self, ask: Ask, deadline: float) -> AsyncGenerator[AnswerEvent, None]:
         response = self._engine.options(stream=True).stream.remote(ask)
@@ -165,6 +169,8 @@ class Ingress:
         if isinstance(error, _LOST):
             self._forget_engine()
             return not_ready()
+        if isinstance(error, BackPressureError):
+            return overloaded(self._flow.retry_after_s())
         return _translate(error)
 
 

@@ -184,7 +184,7 @@ def test_overload_is_429_and_passes(server: str, http: httpx.Client) -> None:
     responses = post_all(server, [{"question": "Why?", "max_tokens": 40}] * 150)
     refused = [response for response in responses if response.status_code != 200]
     assert {response.status_code for response in refused} == {429}
-    assert refused[0].headers["retry-after"] == "1"
+    assert all(1 <= int(response.headers["retry-after"]) <= 30 for response in refused)
     assert refused[0].json()["error"]["code"] == "overloaded"
     assert len(refused) < len(responses)
     assert http.post("/v1/answers", json={"question": "Why?"}).status_code == 200
