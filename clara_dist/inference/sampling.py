@@ -10,6 +10,10 @@ from torch import Tensor
 from clara_dist.inference.engine import Sampling
 
 
+# Below it softmax has all its mass on the best token; much further below, dividing by it overflows.
+_LOWEST_TEMPERATURE = 1e-6
+
+
 class TokenSampler:
     """Draws one answer's tokens. Its random numbers are its own: a seeded answer does not depend on its neighbours."""
 
@@ -29,7 +33,8 @@ class TokenSampler:
 
     def draw(self, logits_V: Tensor) -> int:
         """A token of ``softmax(logits / temperature)``, cut to its nucleus (Holtzman et al., 2020)."""
-        probabilities_V = (logits_V.float().cpu() / self.temperature).softmax(-1)
+        logits_V = logits_V.float().cpu()
+        probabilities_V = ((logits_V - logits_V.max()) / max(self.temperature, _LOWEST_TEMPERATURE)).softmax(-1)
         if self.top_p < 1:
             sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
             # A token stays if those before it do not reach top_p: the best one always does.

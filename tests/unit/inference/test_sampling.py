@@ -17,6 +17,15 @@ def test_greedy_and_drawn_rows_share_a_batch() -> None:
     assert next_tokens(logits, samplers) == [1, 2]
 
 
+def test_no_temperature_overflows() -> None:
+    # A probability that is NaN would end the whole batch, neighbours included.
+    logits = torch.tensor([-80.0, 90.0, 89.9, 0.0])
+    for temperature in (5e-324, 1e-320, 1e-45, 1e-30, 1e-9):
+        assert TokenSampler(Sampling(1, temperature=temperature, seed=0)).draw(logits) == 1
+    hot = TokenSampler(Sampling(1, temperature=1e308, seed=0))
+    assert {hot.draw(logits) for _ in range(100)} == {0, 1, 2, 3}
+
+
 def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     for top_p, n_allowed in ((0.4, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (1.0, 4)):
