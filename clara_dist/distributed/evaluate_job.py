@@ -208,8 +208,8 @@ def evaluate_on(pool: Mapper, config: EvaluateConfig, device: str) -> Evaluation
     report = _report(config, questions, [r for index in sorted(records) for r in records[index]], documents)
     if parts is not None:
         report.write(parts.parent)
-        write_html(report, parts.parent / "report.html")
         _write_latency(parts, seconds, n_asked)
+        write_html(report, parts.parent / "report.html", latency_lines(config))
         (parts / _SETTINGS).replace(parts.parent / _SETTINGS)
         shutil.rmtree(parts)
     return report

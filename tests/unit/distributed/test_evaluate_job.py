@@ -122,6 +122,8 @@ def test_pieces_are_asked_once_and_make_the_same_report(config: EvaluateConfig, 
     runs = {f"runs/{name}-corpus.trec" for name in ("BM25", "reasoner", "untrained-reasoner")} | {"runs/qrels.trec"}
     written = {"answers.parquet", "latency.json", "report.html", "report.json", "settings.json", "table.txt"}
     assert files == runs | written
+    (line,) = latency_lines(pieces)
+    assert line in (tmp_path / "pieces/report.html").read_text(encoding="utf-8")
     latency = json.loads((tmp_path / "whole/latency.json").read_text())
     assert set(latency["ms_per_question"]) == {"BM25", "untrained reasoner", "reasoner", "answers"}
     assert all(value > 0 for value in latency["ms_per_question"].values())
