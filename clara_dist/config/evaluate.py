@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from clara_dist.config.base import Config
 from clara_dist.config.model import Attention, Dtype, Quantization
 from clara_dist.config.training import DataFormat
+
+# Rows of the report that are there by themselves or by another option.
+ROWS = (
+    "BM25",
+    "embedder",
+    "reranker",
+    "untrained reasoner",
+    "joint STE",
+    "reasoner",
+    "oracle",
+    "closed book",
+    "text RAG",
+)
 
 
 class EvaluateConfig(Config):
@@ -33,6 +46,8 @@ class EvaluateConfig(Config):
         text_rag: Also have the generator answer from the text of what the model's reasoner finds.
         embedder: Also rank by this ``sentence-transformers`` model (a directory or hub id).
         reranker: Also have this ``sentence-transformers`` cross-encoder rank again the 50 best of BM25.
+        reasoners: Further rows by name, such as ``{hard: runs/b/model}``: the query reasoner of another model
+            directory, trained otherwise on the same base and compressor. The generator stays that of ``model``.
         workers: Each has a model of its own, and asks ``questions_per_task`` questions at a time.
         latency_questions: So many questions are asked one at a time as well, for the percentiles of ``latency.json``.
         output: Directory for ``report.json``, ``table.txt``, ``report.html``, ``answers.parquet`` (a row for each
@@ -59,9 +74,18 @@ class EvaluateConfig(Config):
     text_rag: bool = False
     embedder: str | None = None
     reranker: str | None = None
+    reasoners: dict[str, str] = Field(default_factory=dict)
     workers: int = Field(1, ge=1)
     questions_per_task: int = Field(512, ge=1)
     latency_questions: int = Field(20, ge=0)
     output: str | None = None
     resume: bool = False
     published: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("reasoners")
+    @classmethod
+    def _have_rows_of_their_own(cls, reasoners: dict[str, str]) -> dict[str, str]:
+        taken = sorted(set(reasoners) & set(ROWS))
+        if taken:
+            raise ValueError(f"there is a row {taken[0]!r} already; call the reasoner something else")
+        return reasoners

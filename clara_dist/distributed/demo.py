@@ -30,7 +30,7 @@ from clara_dist.config.serve import ServeConfig
 from clara_dist.data.demo_files import DemoSizes, DemoVariant, write_demo
 from clara_dist.data.questions import EvalQuestion, read_questions
 from clara_dist.distributed import pipeline
-from clara_dist.distributed.evaluate_job import JOINT_ROW
+from clara_dist.distributed.evaluate_worker import JOINT_ROW
 from clara_dist.distributed.peak_memory import PeakMemory
 from clara_dist.distributed.serve_app import serving
 from clara_dist.distributed.session import connect

@@ -21,6 +21,7 @@ from clara_dist.data.corpus import CorpusUnit, plan_units
 from clara_dist.data.documents import FieldMap
 from clara_dist.distributed import compress_job, evaluate_job, serve_app
 from clara_dist.distributed import pipeline as pipeline_job
+from clara_dist.distributed.evaluate_worker import require_guest
 from clara_dist.distributed.paths import absolute, absolute_base
 from clara_dist.distributed.steps import finished_steps
 from clara_dist.errors import ConfigError, DataError, StoreError
@@ -72,6 +73,8 @@ def evaluate(config: EvaluateConfig) -> str:
     config = evaluate_job.absolute_paths(config)
     own = _fingerprint(config)
     manifest = _matching(config, own)
+    for name in config.reasoners:
+        require_guest(manifest.fingerprint, config, name)
     questions = evaluate_job.questions_of(config)
     if config.output is not None:
         require_writable(config.output)

@@ -16,6 +16,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 class AnswerScores:
     """Figures between 0 and 1, of one answer or averaged over several.
 
+    As the evaluation script of SQuAD 1.1 has them, but for an answer and a right one that are both empty once they are
+    normalised: their F1 is 1, as in the script of SQuAD 2.0, where 1.1's gives 0 beside an exact match of 1.
+
     Attributes:
         exact_match: The normalised answer is one of the right ones.
         f1: Harmonic mean of word precision and recall, against the right answer that fits best.

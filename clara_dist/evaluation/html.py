@@ -26,8 +26,8 @@ td, th { text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; p
 """
 
 
-def write_html(report: EvaluationReport, path: Path) -> None:
-    """Write the file."""
+def write_html(report: EvaluationReport, path: Path, notes: Sequence[str] = ()) -> None:
+    """Write the file; ``notes`` are lines below the tables."""
     scopes: list[Scope] = ["corpus"] if report.n_candidates is None else ["candidates", "corpus"]
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
@@ -35,6 +35,7 @@ def write_html(report: EvaluationReport, path: Path) -> None:
         f"<title>Evaluation of {report.n_questions:,} questions</title><style>{_STYLE}</style>",
         f"<h1>Evaluation of {report.n_questions:,} questions</h1>",
         f"<pre>{escape(report.table())}</pre><pre>{escape(report.measures_table())}</pre>",
+        *(f"<p>{escape(note)}</p>" for note in notes),
         "<h2>Recall</h2>",
         *(_figure(f"Recall, {scope}", _recall_plot(report, scope)) for scope in scopes),
         "<h2>Score margins</h2><p>Of each question, the score of its best right document less that of the best wrong",

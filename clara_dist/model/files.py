@@ -123,6 +123,15 @@ def load_role(clara: ClaraModel, role: str, state: dict[str, Tensor]) -> None:
     set_peft_model_state_dict(clara.peft, state, adapter_name=role)
 
 
+def read_role(path: Path, role: Role) -> dict[str, Tensor]:
+    """One role's weights of a model directory, for `load_role`.
+
+    Raises:
+        ModelError: It has no such role, or the file is damaged.
+    """
+    return _read_tensors(path / role / ADAPTER_FILE)
+
+
 def save_model(clara: ClaraModel, path: Path) -> None:
     """See `ClaraModel.save_pretrained`. Writes beside the target and renames, so a reader never sees half a model."""
     with replaced_directory(path, ROWS_FILE) as staging:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from clara_dist.config.evaluate import EvaluateConfig
+from clara_dist.config.evaluate import ROWS, EvaluateConfig
 from clara_dist.config.suite import SuiteConfig
+from clara_dist.distributed import dry_run
 from clara_dist.distributed.actor_pool import map_serially
 from clara_dist.distributed.evaluate_job import absolute_paths, evaluate_model, evaluate_on, latency_lines
 from clara_dist.distributed.evaluate_suite import evaluate_suite
@@ -122,6 +124,8 @@ def test_pieces_are_asked_once_and_make_the_same_report(config: EvaluateConfig, 
     runs = {f"runs/{name}-corpus.trec" for name in ("BM25", "reasoner", "untrained-reasoner")} | {"runs/qrels.trec"}
     written = {"answers.parquet", "latency.json", "report.html", "report.json", "settings.json", "table.txt"}
     assert files == runs | written
+    (line,) = latency_lines(pieces)
+    assert line in (tmp_path / "pieces/report.html").read_text(encoding="utf-8")
     latency = json.loads((tmp_path / "whole/latency.json").read_text())
     assert set(latency["ms_per_question"]) == {"BM25", "untrained reasoner", "reasoner", "answers"}
     assert all(value > 0 for value in latency["ms_per_question"].values())
@@ -190,6 +194,33 @@ def test_text_rag_reads_the_text_of_what_the_reasoner_found(config: EvaluateConf
     assert report["text RAG"].corpus.recall is None
 
 
+def test_reasoners_of_other_models_have_rows_of_the_same_report(
+    config: EvaluateConfig, tiny_clara_dir: Path, tmp_path: Path
+) -> None:
+    """One whose reasoner is the compressor finds what the compressor finds; nobody else's row changes by it."""
+    alone = evaluate_model(config)
+    guest = ClaraModel.from_pretrained(tiny_clara_dir)
+    guest.copy_role("compressor", "query_reasoner")
+    guest.save_pretrained(tmp_path / "guest")
+    report = evaluate_model(config.model_copy(update={"reasoners": {"hard": str(tmp_path / "guest")}}))
+    names = [row.method for row in report.methods]
+    assert names == ["BM25", "untrained reasoner", "hard", "reasoner", "oracle", "closed book"]
+    assert set(names) - {"hard"} <= set(ROWS)
+    assert report["hard"].corpus == report["untrained reasoner"].corpus
+    assert report["hard"].corpus != report["reasoner"].corpus
+    assert [r for r in report.records if r.method != "hard"] == list(alone.records)
+
+    guest.copy_role("generator", "compressor")
+    guest.save_pretrained(tmp_path / "other")
+    other = config.model_copy(update={"reasoners": {"hard": str(tmp_path / "other")}})
+    with pytest.raises(FingerprintMismatchError, match=r"the reasoner hard .* differ in: compressor"):
+        evaluate_model(other)
+    with pytest.raises(FingerprintMismatchError, match=r"the reasoner hard .* differ in: compressor"):
+        dry_run.evaluate(other)
+    with pytest.raises(ValidationError, match="there is a row 'BM25' already"):
+        EvaluateConfig(model="m", store="s", questions="q", reasoners={"BM25": "m"})
+
+
 def test_judgements_of_a_file_evaluate_retrieval_alone(config: EvaluateConfig, tmp_path: Path) -> None:
     (tmp_path / "queries.jsonl").write_text(
         "".join(json.dumps({"_id": f"q{i}", "text": text}) + "\n" for i, text in enumerate(TEXTS)), encoding="utf-8"
@@ -206,6 +237,10 @@ def test_judgements_of_a_file_evaluate_retrieval_alone(config: EvaluateConfig, t
 
 def test_the_task_finds_its_files_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = absolute_paths(EvaluateConfig(model="m", store="s3://bucket/s", questions="q.jsonl", base_model="hub/base"))
+    given = EvaluateConfig(
+        model="m", store="s3://bucket/s", questions="q.jsonl", base_model="hub/base", reasoners={"hard": "h"}
+    )
+    found = absolute_paths(given)
+    assert found.reasoners == {"hard": str(tmp_path / "h")}
     assert (found.model, found.questions) == (str(tmp_path / "m"), str(tmp_path / "q.jsonl"))
     assert (found.store, found.base_model) == ("s3://bucket/s", "hub/base")

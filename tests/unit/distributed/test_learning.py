@@ -19,7 +19,8 @@ from clara_dist.distributed.actor_pool import map_serially
 from clara_dist.distributed.compress_job import run as compress
 from clara_dist.distributed.compress_workers import identify_model
 from clara_dist.distributed.demo import demo_config
-from clara_dist.distributed.evaluate_job import JOINT_ROW, evaluate_model
+from clara_dist.distributed.evaluate_job import evaluate_model
+from clara_dist.distributed.evaluate_worker import JOINT_ROW
 from clara_dist.evaluation import EvaluationReport
 from clara_dist.training.loop import run as train
 

@@ -8,6 +8,9 @@ from clara_dist.evaluation import AnswerScores, mean_scores, normalized_words, s
 def test_normalisation():
     assert normalized_words("The  Cat's, a HAT!\nan Ápple (theatre)") == ["cats", "hat", "ápple", "theatre"]
     assert normalized_words("the") == []
+    # T5's published test of its SQuAD normalisation: "_" is punctuation, the typographic quote is not.
+    found = normalized_words("`Needs\tA_LOT of the 'normalization'.\"\u2018")
+    assert found == ["needs", "alot", "of", "normalization\u2018"]
     # Punctuation goes before the articles do, as in SQuAD's script: "a.m." is the word "am", "U.S.A" is "usa".
     assert normalized_words("a.m. U.S.A") == ["am", "usa"]
 
