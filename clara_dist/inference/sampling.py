@@ -9,7 +9,6 @@ from torch import Tensor
 
 from clara_dist.inference.engine import Sampling
 
-
 # Below it softmax has all its mass on the best token; much further below, dividing by it overflows.
 _LOWEST_TEMPERATURE = 1e-6
 
