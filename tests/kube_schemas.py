@@ -299,7 +299,8 @@ class NetworkPolicySpec(Strict):
 
 
 class BudgetSpec(Strict):
-    max_unavailable: int = Field(ge=0)
+    # By the scale of their owner, which a RayCluster has not: `maxUnavailable` would let no pod go, ever.
+    min_available: int = Field(ge=1)
     unhealthy_pod_eviction_policy: Literal["IfHealthyBudget", "AlwaysAllow"]
     selector: Selector
 

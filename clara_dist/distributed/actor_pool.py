@@ -96,13 +96,20 @@ class ActorPool:
                 return
             # Which tasks were under way when the signal came is Ray's to know. Tasks are given out in order, so that
             # these are among the next ones to come back; what is begun after them is lost, and done again.
-            n_more = self.size * self._in_flight
+            n_more: int | None = None
             with self.stop.deferred():
                 for result in results:
                     yield result
-                    n_more -= self.stop.is_asked
-                    if not n_more:
-                        return
+                    if self.stop.is_asked:
+                        n_more = (self._actors_at_most() * self._in_flight if n_more is None else n_more) - 1
+                        if n_more == 0:
+                            return
+
+    def _actors_at_most(self) -> int:
+        """What the cluster has room for now: a pool that may grow has not always done so."""
+        total = ray.cluster_resources()
+        each = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        return max(1, min([self.size, *(int(total.get(name, 0) / need) for name, need in each.items() if need)]))
 
     @property
     def _in_flight(self) -> int:
