@@ -23,7 +23,12 @@ BROWSER = ("chromium", "chromedriver")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=int, default=300, help="bodies that tests/serve/test_fuzzed.py sends (300)")
+    parser.addoption(
+        "--fuzz",
+        type=int,
+        default=300,
+        help="bodies that tests/serve/test_fuzzed.py sends (300), and schemathesis again",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -37,9 +37,12 @@ def one_process(work_dir: str | Path, seed: int, variant: DemoVariant = "one-hop
     """The demo's pipeline in ``work_dir``, on one worker and the plain torch engine."""
     from clara_dist.distributed.demo import demo_config  # imports Ray, which nothing here uses
 
-    config = demo_config(Path(work_dir), seed, variant)
-    changes = {"prepare": _serial(config.prepare), "joint": _serial(config.joint)}
-    return config.model_copy(update=changes)
+    return in_one_process(demo_config(Path(work_dir), seed, variant))
+
+
+def in_one_process(config: PipelineConfig) -> PipelineConfig:
+    """A pipeline on one worker and the plain torch engine, without evaluations on the way."""
+    return config.model_copy(update={"prepare": _serial(config.prepare), "joint": _serial(config.joint)})
 
 
 def prepare(config: PipelineConfig, write_world: Callable[[Path], object]) -> None:
@@ -55,7 +58,7 @@ def prepare(config: PipelineConfig, write_world: Callable[[Path], object]) -> No
     steps = [
         Step("world", "write the demo world", lambda: write_world(Path(config.run_dir) / "data")),
         Step("prepare", "train: base, compression, instruct", lambda: train(config.prepare, resume=True)),
-        Step("compress", "compress the corpus", lambda: _compress(config)),
+        Step("compress", "compress the corpus", lambda: compress(config)),
     ]
     settings = config.prepare.to_yaml() + config.compress.to_yaml()
     run_steps(steps, config.run_dir, settings=settings, resume=(Path(config.run_dir) / "steps.json").exists())
@@ -137,12 +140,13 @@ def _serial(run: TrainConfig) -> TrainConfig:
     )
 
 
-def _compress(config: PipelineConfig) -> None:
+def compress(config: PipelineConfig) -> None:
+    """Compress the corpus in this process."""
     from clara_dist.distributed.actor_pool import map_serially
     from clara_dist.distributed.compress_job import run
     from clara_dist.distributed.compress_workers import identify_model
 
     job = config.compress
-    assert job.rows_per_shard is not None, "jobs/configs/demo.yaml sets it"
+    assert job.rows_per_shard is not None, "the pipelines of jobs/configs set it"
     units = plan_units(job.corpus, rows_per_unit=job.rows_per_shard)
     run(job, units, scan_on=map_serially, compress_on=map_serially, identify=lambda: identify_model(job))

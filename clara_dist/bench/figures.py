@@ -62,6 +62,7 @@ class Benchmark(Config):
         minutes: What it took, about, on the machine of the README.
         after: A benchmark whose files the command reads.
         modules: Python packages that it needs beyond the project's own.
+        files: What it reads that is not part of the project; to be put into that directory.
         figures: What it measures.
     """
 
@@ -70,6 +71,7 @@ class Benchmark(Config):
     minutes: float
     after: str | None = None
     modules: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     figures: tuple[Figures, ...] = ()
 
 

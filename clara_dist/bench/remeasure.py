@@ -125,7 +125,7 @@ def remeasure(table: FigureTable, readme: Path, out: Path, only: Sequence[str] =
     failures: dict[str, str] = {}
     for number, name in enumerate(chosen, start=1):
         benchmark = table.benchmarks[name]
-        failure = _lacking(benchmark)
+        failure = _lacking(benchmark, out / "files")
         if failure is None and benchmark.after in failures:
             failure = f"it reads what {benchmark.after} writes"
         if failure is None:
@@ -154,9 +154,15 @@ def _chosen(table: FigureTable, only: Sequence[str]) -> list[str]:
     return [name for name in table.benchmarks if name in wanted]
 
 
-def _lacking(benchmark: Benchmark) -> str | None:
-    missing = [module for module in benchmark.modules if importlib.util.find_spec(module) is None]
-    return f"needs {', '.join(missing)}: pip install '.[bench]'" if missing else None
+def _lacking(benchmark: Benchmark, files: Path | None = None) -> str | None:
+    """Why it cannot run here; without a directory to look into, whatever it needs of data is said."""
+    modules = [module for module in benchmark.modules if importlib.util.find_spec(module) is None]
+    if modules:
+        return f"needs {', '.join(modules)}: pip install '.[bench,dense]'"
+    absent = [name for name in benchmark.files if files is None or not (files / name).exists()]
+    if absent:
+        return f"needs {' and '.join(absent)} in {files or 'OUT/files'}: not part of the project"
+    return None
 
 
 def _run(name: str, benchmark: Benchmark, out: Path) -> str | None:
@@ -206,7 +212,7 @@ def _verdict(
         verdict, why = "not measured", f"not in --only; about {table.benchmarks[quoted.benchmark].minutes:g} min"
     elif quoted.benchmark in failures:
         why = failures[quoted.benchmark]
-        verdict = "not measured" if _lacking(table.benchmarks[quoted.benchmark]) else "failed"
+        verdict = "not measured" if _lacking(table.benchmarks[quoted.benchmark], out / "files") else "failed"
     else:
         result = json.loads((out / f"{quoted.benchmark}.json").read_text(encoding="utf-8"))
         try:

@@ -203,6 +203,31 @@ def bench_multi_hop(
     print(f"figures: {output}")
 
 
+@bench_app.command("real-text")
+def bench_real_text(
+    data: Annotated[str, typer.Option(help="Passages with questions: {data_type: qa, question[], answers[], docs[]}.")],
+    out: Annotated[Path, typer.Option(help="Takes everything; run again, it goes on.")] = Path("real-text"),
+    embedder: Annotated[str | None, typer.Option(help="A sentence-transformers model to compare with.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the held-out passages and of all training.")] = 1,
+    scale: Annotated[float, typer.Option(min=0, help="Multiplies the steps of all stages.")] = 1.0,
+) -> None:
+    """A tiny model trained from scratch on real passages, beside BM25 and an embedder: what it can do, and what not.
+
+    A fifth of the passages are held out: no training sees their questions. These are then asked of the whole corpus,
+    and among 20 candidates. One process, one thread. The figures, with the command and the seconds of each stage, are
+    in OUT/real-text.json; the stages in jobs/configs/real-text.yaml.
+
+    \b
+    Examples:
+      clara-dist bench real-text --data passages.jsonl --embedder ./all-MiniLM-L6-v2
+      clara-dist bench real-text --data passages.jsonl --out /tmp/real-text --scale 0.1
+    """
+    from clara_dist.bench.real_text import REPORT, RealTextBench, run_bench
+
+    print(run_bench(RealTextBench(data=data, out=out, seed=seed, embedder=embedder, scale=scale)))
+    print(f"figures: {out / REPORT}")
+
+
 @bench_app.command("serve")
 def bench_serve(
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-serve.json"),

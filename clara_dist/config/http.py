@@ -19,7 +19,7 @@ def question_text(text: str) -> str:
     return text
 
 
-Question = Annotated[str, AfterValidator(question_text)]
+Question = Annotated[str, AfterValidator(question_text), Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
 # Which documents may be found: an expression on metadata columns, such as ``year >= 2020 and lang = 'en'``.
 Filter = Annotated[str, Field(min_length=1, max_length=4096)]
 

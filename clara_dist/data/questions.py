@@ -16,9 +16,13 @@ answer | gold_answer | golden_answers``) and those of published data sets, see `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
+
+import numpy as np
 
 from clara_dist.config.training import DataFormat
 from clara_dist.data.documents import BadRow, checked_text
@@ -51,37 +55,72 @@ class EvalQuestion:
     grades: tuple[int, ...] = ()
 
 
-def read_questions(path: str, layout: DataFormat = "auto") -> list[EvalQuestion]:
-    """Read questions, all of them or none: a skipped question would change every figure.
+@dataclass(frozen=True)
+class QuestionFile:
+    """Questions that are read anew each time they are iterated over, and never held: all of them or none.
 
-    Args:
+    A skipped question would change every figure.
+
+    Attributes:
         path: See `iter_rows`.
         layout: See `clara_row`.
-
-    Raises:
-        DataError: The data cannot be read or has no questions, or a row is wrong; names place and reason.
     """
-    questions: list[EvalQuestion] = []
-    place_of: dict[str, str] = {}
-    for place, row in iter_rows(path):
-        try:
-            if "positives" in row:
-                question = _question(row)
-            elif "input" in row and "output" in row:
-                question = _kilt(row)
-            else:
-                question = _published(place, row, layout)
-            if question.question_id in place_of:
-                raise BadRow(f"question_id {question.question_id!r} is that of {place_of[question.question_id]}")
-            if questions and bool(question.candidates) != bool(questions[0].candidates):
-                raise BadRow("candidates must be given in all rows or in none")
-        except BadRow as bad:
-            raise row_error(place, bad) from None
-        place_of[question.question_id] = place
-        questions.append(question)
-    if not questions:
-        raise DataError(f"{path} has no questions")
-    return questions
+
+    path: str
+    layout: DataFormat = "auto"
+
+    def __iter__(self) -> Iterator[EvalQuestion]:
+        """The questions, one by one.
+
+        Raises:
+            DataError: The data cannot be read or has no questions, or a row is wrong; names place and reason. Of two
+                questions with one id the second is named, when all have been read.
+        """
+        keys = array("Q")
+        names_candidates = False
+        for place, question in self._placed():
+            if keys and bool(question.candidates) != names_candidates:
+                raise row_error(place, BadRow("candidates must be given in all rows or in none"))
+            names_candidates = bool(question.candidates)
+            keys.append(_key(question.question_id))
+            yield question
+        if not keys:
+            raise DataError(f"{self.path} has no questions")
+        values, counts = np.unique(np.frombuffer(keys, np.uint64), return_counts=True)
+        if len(values) < len(keys):
+            self._refuse_repeated({int(value) for value in values[counts > 1]})
+
+    def _placed(self) -> Iterator[tuple[str, EvalQuestion]]:
+        for place, row in iter_rows(self.path):
+            try:
+                if "positives" in row:
+                    question = _question(row)
+                elif "input" in row and "output" in row:
+                    question = _kilt(row)
+                else:
+                    question = _published(place, row, self.layout)
+            except BadRow as bad:
+                raise row_error(place, bad) from None
+            yield place, question
+
+    def _refuse_repeated(self, keys: Collection[int]) -> None:
+        """Find the two places of an id; other ids may share its key."""
+        place_of: dict[str, str] = {}
+        for place, question in self._placed():
+            own = question.question_id
+            if own in place_of:
+                raise row_error(place, BadRow(f"question_id {own!r} is that of {place_of[own]}"))
+            if _key(own) in keys:
+                place_of[own] = place
+
+
+def _key(question_id: str) -> int:
+    return int.from_bytes(blake2b(question_id.encode(), digest_size=8).digest(), "little")
+
+
+def read_questions(path: str, layout: DataFormat = "auto") -> list[EvalQuestion]:
+    """All questions of a `QuestionFile`; raises as it does."""
+    return list(QuestionFile(path, layout))
 
 
 def _question(row: Mapping[str, Any]) -> EvalQuestion:

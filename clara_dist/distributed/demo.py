@@ -40,8 +40,6 @@ from clara_dist.evaluation import score_answer
 from clara_dist.evaluation.records import read_records
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
-# The directory that the files in CONFIGS name; a demo elsewhere has it replaced.
-CONFIGURED_DIR = "demo-run"
 _CONFIG_FILES: dict[DemoVariant, str] = {"one-hop": "demo.yaml", "multi-hop": "demo-multi-hop.yaml"}
 N_ASKED = 40
 N_SHOWN = 5
@@ -123,13 +121,20 @@ def run_demo(
 
 def demo_config(work_dir: Path, seed: int, variant: DemoVariant = "one-hop") -> PipelineConfig:
     """The pipeline of ``jobs/configs/demo.yaml`` (``demo-multi-hop.yaml``), in ``work_dir`` and with ``seed``."""
-    path = CONFIGS / _CONFIG_FILES[variant]
+    return placed_pipeline(_CONFIG_FILES[variant], work_dir, seed)
+
+
+def placed_pipeline(name: str, work_dir: Path, seed: int) -> PipelineConfig:
+    """A pipeline of ``jobs/configs``, with all that is below its ``run_dir`` in ``work_dir``, and with ``seed``.
+
+    Raises:
+        ConfigError: The file is not there.
+    """
+    path = CONFIGS / name
     if not path.is_file():
-        raise ConfigError(
-            "the demo's configuration is not there", got=f"no {path}", hint="run the demo from a clone of the project"
-        )
-    tree = _seeded(_moved(yaml.safe_load(path.read_text(encoding="utf-8")), work_dir), seed)
-    return PipelineConfig.model_validate(tree)
+        raise ConfigError(f"{name} is not there", got=f"no {path}", hint="run this from a clone of the project")
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return PipelineConfig.model_validate(_seeded(_moved(tree, tree["run_dir"], work_dir), seed))
 
 
 def _write_world(work_dir: Path, config: PipelineConfig, seed: int, variant: DemoVariant) -> None:
@@ -212,13 +217,13 @@ def _results(
     }
 
 
-def _moved(tree: Any, work_dir: Path) -> Any:
+def _moved(tree: Any, configured: str, work_dir: Path) -> Any:
     """The configuration with every path below the configured directory moved to ``work_dir``."""
     if isinstance(tree, dict):
-        return {key: _moved(value, work_dir) for key, value in tree.items()}
+        return {key: _moved(value, configured, work_dir) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_moved(value, work_dir) for value in tree]
-    if isinstance(tree, str) and Path(tree).parts[:1] == (CONFIGURED_DIR,):
+        return [_moved(value, configured, work_dir) for value in tree]
+    if isinstance(tree, str) and Path(tree).parts[:1] == (configured,):
         return str(work_dir.joinpath(*Path(tree).parts[1:]))
     return tree
 

@@ -25,6 +25,7 @@ from clara_dist.distributed.evaluate_worker import require_guest
 from clara_dist.distributed.paths import absolute, absolute_base
 from clara_dist.distributed.steps import finished_steps
 from clara_dist.errors import ConfigError, DataError, StoreError
+from clara_dist.evaluation.evaluate import survey
 from clara_dist.model.files import fingerprint_fields, read_config
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.index_manifest import read_index_manifest
@@ -75,12 +76,12 @@ def evaluate(config: EvaluateConfig) -> str:
     manifest = _matching(config, own)
     for name in config.reasoners:
         require_guest(manifest.fingerprint, config, name)
-    questions = evaluate_job.questions_of(config)
+    asked = survey(evaluate_job.questions_of(config), config.top_k)
     if config.output is not None:
         require_writable(config.output)
     return _rows(
         {
-            "questions": f"{len(questions):,} in {config.questions}",
+            "questions": f"{asked.n:,} in {config.questions}",
             "model": _model(config, own),
             "store": f"{config.store}: {_store(manifest)}",
             "output": config.output or "the table alone",
@@ -184,8 +185,8 @@ def _compression(config: CompressConfig) -> str:
 def _evaluation(config: EvaluateConfig) -> str:
     if Path(config.model).is_dir():
         return evaluate(config)
-    n_questions = len(evaluate_job.questions_of(config))
-    rows = {"questions": f"{n_questions:,} in {config.questions}", "model": f"{config.model}, which is made before"}
+    asked = survey(evaluate_job.questions_of(config), config.top_k)
+    rows = {"questions": f"{asked.n:,} in {config.questions}", "model": f"{config.model}, which is made before"}
     return _rows(rows | {"output": str(config.output)})
 
 

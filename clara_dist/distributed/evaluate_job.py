@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from clara_dist.config.evaluate import EvaluateConfig
 from clara_dist.data.qrels import read_judged
-from clara_dist.data.questions import EvalQuestion, read_questions
+from clara_dist.data.questions import EvalQuestion, QuestionFile
 from clara_dist.distributed.actor_pool import ActorPool, Mapper, map_serially
 from clara_dist.distributed.evaluate_worker import Evaluator, Task
 from clara_dist.distributed.paths import absolute, absolute_base, absolute_output
@@ -22,10 +24,10 @@ from clara_dist.distributed.session import cluster_has_gpus, connect
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ConfigError
 from clara_dist.evaluation import AnswerRecord, EvaluationReport
-from clara_dist.evaluation.evaluate import facts_of, scopes_of
+from clara_dist.evaluation.evaluate import Asked, survey
 from clara_dist.evaluation.html import write_html
 from clara_dist.evaluation.latency import percentiles
-from clara_dist.evaluation.records import ANSWERS, read_records, write_records
+from clara_dist.evaluation.records import ANSWERS, RecordFiles, write_records
 from clara_dist.store.manifest import read_manifest
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.storage import open_storage
@@ -34,6 +36,8 @@ PARTS = "parts"
 LATENCY = "latency.json"
 _SETTINGS = "settings.json"
 _ALONE = "alone.json"
+# Tasks, of 512 questions by default, that are given to workers at a time.
+_WAVE = 256
 # What decides neither a figure nor how questions are cut.
 _WHERE = {"output", "resume", "workers", "device", "threads", "published", "latency_questions"}
 
@@ -68,67 +72,88 @@ def evaluate_model(config: EvaluateConfig, device: str = "cpu") -> EvaluationRep
 
 
 def evaluate_on(pool: Mapper, config: EvaluateConfig, device: str) -> EvaluationReport:
-    """The evaluation on whatever runs workers; raises as `evaluate` does."""
+    """The evaluation on whatever runs workers; raises as `evaluate` does.
+
+    With an ``output``, neither questions nor records are held beyond those of `_WAVE` tasks.
+    """
     questions = questions_of(config)
-    scopes_of(questions, config.top_k)  # what cannot be evaluated is told before any worker starts
-    n = config.questions_per_task
-    tasks = [
-        Task(questions[start : start + n], 0 if start else config.latency_questions)
-        for start in range(0, len(questions), n)
-    ]
-    parts = None if config.output is None else Path(config.output) / PARTS
-    if parts is not None and config.resume and _is_finished(parts.parent, config, questions):
-        return _report(config, questions, read_records(parts.parent / ANSWERS), None)
-    done = {} if parts is None else _resumed(parts, config, questions)
-    todo = [index for index in range(len(tasks)) if index not in done]
-    records = {index: read_records(path) for index, path in done.items()}
-    seconds: dict[str, float] = {}
+    asked = survey(questions, config.top_k)  # what cannot be evaluated is told before any worker starts
+    output = None if config.output is None else Path(config.output)
+    if output is not None and config.resume and _is_finished(output, config, asked):
+        return _report(config, asked, RecordFiles((output / ANSWERS,)), None)
+    parts = None if output is None else output / PARTS
+    done = set() if parts is None else _resumed(parts, config, asked)
+    records: dict[int, list[AnswerRecord]] = {}
+    seconds: defaultdict[str, float] = defaultdict(float)
     n_asked = 0
     documents = None
-    bar = Progress("questions", len(questions))
-    bar.skip(sum(len(tasks[index].questions) for index in done))
-    for position, piece in pool(Evaluator, {"config": config, "device": device}, [tasks[i] for i in todo]):
-        index = todo[position]
-        records[index] = piece.records
-        documents = piece.n_documents, piece.n_passages
-        n_asked += len(tasks[index].questions)
-        for name, spent in piece.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + spent
-        if parts is not None:
-            if piece.alone:
-                (parts / _ALONE).write_text(json.dumps(percentiles(piece.alone)), encoding="utf-8")
-            write_records(piece.records, parts / f"{index:06d}.parquet")
-        bar.add(len(tasks[index].questions))
-    report = _report(config, questions, [r for index in sorted(records) for r in records[index]], documents)
-    if parts is not None:
-        report.write(parts.parent)
-        _write_latency(parts, seconds, n_asked)
-        write_html(report, parts.parent / "report.html", latency_lines(config))
-        (parts / _SETTINGS).replace(parts.parent / _SETTINGS)
-        shutil.rmtree(parts)
-    return report
+    bar = Progress("questions", asked.n)
+    bar.skip(sum(_n_questions(index, asked.n, config) for index in done))
+    for wave in _waves(questions, config, done):
+        indices, tasks = zip(*wave, strict=True)
+        for position, piece in pool(Evaluator, {"config": config, "device": device}, tasks):
+            index = indices[position]
+            documents = piece.n_documents, piece.n_passages
+            n = _n_questions(index, asked.n, config)
+            n_asked += n
+            for name, spent in piece.seconds.items():
+                seconds[name] += spent
+            if parts is None:
+                records[index] = piece.records
+            else:
+                if piece.alone:
+                    (parts / _ALONE).write_text(json.dumps(percentiles(piece.alone)), encoding="utf-8")
+                write_records(piece.records, parts / f"{index:06d}.parquet")
+            bar.add(n)
+    if output is None or parts is None:
+        return _report(config, asked, [r for index in sorted(records) for r in records[index]], documents)
+    report = _report(config, asked, RecordFiles(tuple(sorted(parts.glob("*.parquet")))), documents)
+    report.write(output)
+    _write_latency(parts, seconds, n_asked)
+    write_html(report, output / "report.html", latency_lines(config))
+    (parts / _SETTINGS).replace(output / _SETTINGS)
+    shutil.rmtree(parts)
+    return replace(report, records=RecordFiles((output / ANSWERS,)))
+
+
+def _waves(
+    questions: Iterable[EvalQuestion], config: EvaluateConfig, done: Collection[int]
+) -> Iterator[list[tuple[int, Task]]]:
+    """What is left to do, numbered, some tasks at a time: a pool holds all that it is given."""
+    rest = iter(questions)
+    pieces = iter(lambda: tuple(islice(rest, config.questions_per_task)), ())
+    left = (
+        (index, Task(piece, 0 if index else config.latency_questions))
+        for index, piece in enumerate(pieces)
+        if index not in done
+    )
+    return iter(lambda: list(islice(left, _WAVE)), [])
+
+
+def _n_questions(index: int, n: int, config: EvaluateConfig) -> int:
+    return min(config.questions_per_task, n - index * config.questions_per_task)
 
 
 def _report(
     config: EvaluateConfig,
-    questions: Sequence[EvalQuestion],
-    records: Sequence[AnswerRecord],
+    asked: Asked,
+    records: Sequence[AnswerRecord] | RecordFiles,
     documents: tuple[int, int] | None,
 ) -> EvaluationReport:
     """The report of all records; ``documents`` as `Piece` counts them, None: look them up."""
     if documents is None:
         store = MemoryStore.open(config.store, config.store_version)
         documents = store.n_parents, store.n_documents
-    facts = facts_of(questions, *documents, scopes_of(questions, config.top_k), config.top_k, config.max_tokens)
+    facts = asked.facts(*documents, config.top_k, config.max_tokens)
     return EvaluationReport.of(records, config.recall_at, **facts)
 
 
-def _is_finished(output: Path, config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> bool:
+def _is_finished(output: Path, config: EvaluateConfig, asked: Asked) -> bool:
     record = output / _SETTINGS
-    return record.exists() and record.read_text(encoding="utf-8") == _settings(config, questions)
+    return record.exists() and record.read_text(encoding="utf-8") == _settings(config, asked)
 
 
-def _write_latency(parts: Path, seconds: dict[str, float], n_asked: int) -> None:
+def _write_latency(parts: Path, seconds: Mapping[str, float], n_asked: int) -> None:
     """In batches, as the evaluation asks (only what this run asked), and one at a time."""
     alone = parts / _ALONE
     text = json.dumps(
@@ -153,15 +178,15 @@ def latency_lines(config: EvaluateConfig) -> list[str]:
     return [f"ms a question (p50 / p90 / p99 of {alone['questions']} asked one at a time): {'; '.join(steps)}"]
 
 
-def questions_of(config: EvaluateConfig) -> list[EvalQuestion]:
-    """The questions, with the judgements of a file of their own where there is one.
+def questions_of(config: EvaluateConfig) -> Iterable[EvalQuestion]:
+    """The questions, with the judgements of a file of their own where there is one (which are then all held).
 
     Raises:
-        DataError: They cannot be read.
+        DataError: They cannot be read; without judgements this is found out when they are iterated over.
     """
     if config.qrels is not None:
         return read_judged(config.questions, config.qrels)
-    return read_questions(config.questions, config.format)
+    return QuestionFile(config.questions, config.format)
 
 
 def absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
@@ -181,9 +206,9 @@ def inputs(config: EvaluateConfig) -> list[str]:
     return [config.model, *base, *config.reasoners.values(), config.store]
 
 
-def _resumed(parts: Path, config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> dict[int, Path]:
-    """What an earlier run of the same evaluation has finished, by task; ``parts`` is made ready."""
-    settings = _settings(config, questions)
+def _resumed(parts: Path, config: EvaluateConfig, asked: Asked) -> set[int]:
+    """The tasks that an earlier run of the same evaluation has finished; ``parts`` is made ready."""
+    settings = _settings(config, asked)
     record = parts / _SETTINGS
     if config.resume and record.exists():
         if record.read_text(encoding="utf-8") != settings:
@@ -192,17 +217,16 @@ def _resumed(parts: Path, config: EvaluateConfig, questions: Sequence[EvalQuesti
                 got=f"other settings, questions, model or store than in {record}",
                 hint="evaluate into another output, or without resume",
             )
-        return {int(path.stem): path for path in parts.glob("*.parquet")}
+        return {int(path.stem) for path in parts.glob("*.parquet")}
     shutil.rmtree(parts, ignore_errors=True)
     (parts.parent / _SETTINGS).unlink(missing_ok=True)  # what stands there is about to be replaced
     parts.mkdir(parents=True)
     record.write_text(settings, encoding="utf-8")
-    return {}
+    return set()
 
 
-def _settings(config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> str:
+def _settings(config: EvaluateConfig, asked: Asked) -> str:
     """All that decides the report, as text."""
-    asked = hashlib.sha256(json.dumps([asdict(question) for question in questions]).encode()).hexdigest()
     weights = hashlib.sha256()
     for model in filter(os.path.isdir, [config.model, *config.reasoners.values()]):
         for path in sorted(Path(model).rglob("*.safetensors")):
@@ -211,7 +235,7 @@ def _settings(config: EvaluateConfig, questions: Sequence[EvalQuestion]) -> str:
     manifest = read_manifest(open_storage(config.store), config.store_version)
     identity = {
         "settings": config.model_dump(mode="json", exclude=_WHERE),
-        "questions": asked,
+        "questions": asked.digest,
         "weights": weights.hexdigest(),
         "store": manifest.commit_id,
     }

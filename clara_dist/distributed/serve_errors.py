@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -101,6 +103,16 @@ def _invalid_field(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON")
-    # loc is ("body", field, ...); the value itself is not repeated: it may be large, or not printable.
-    path = ".".join(str(part) for part in first["loc"][1:]) or None
+    # The value itself is not repeated: it may be large, or not printable.
+    path = ".".join(_place(first["loc"][1:], error.body, first["type"])) or None
     return ApiError(400, f"{path or 'the body'}: {first['msg'].removeprefix('Value error, ')}", param=path)
+
+
+def _place(location: Sequence[int | str], body: Any, kind: str) -> Iterator[str]:
+    """What of pydantic's location is in the body, or missing there; not the branches of types that it also names."""
+    for i, part in enumerate(location):
+        inside = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        if inside:
+            body = body[part]
+        if inside or (kind == "missing" and i == len(location) - 1):
+            yield str(part)

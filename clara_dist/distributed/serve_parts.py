@@ -73,7 +73,10 @@ class Retrievers:
         Raises:
             UnavailableError: Too many parts are missing.
         """
-        n_parts, n_missing = len(self._parts), self.n_missing
+        self._require(self.n_missing)
+
+    def _require(self, n_missing: int) -> None:
+        n_parts = len(self._parts)
         if n_missing == n_parts or (n_missing and self._config.on_lost_shard == "error"):
             raise UnavailableError(f"{n_missing} of {n_parts} parts of the document store do not answer")
 
@@ -98,9 +101,11 @@ class Retrievers:
                 with_memory=with_memory,
             )
 
-        found = await asyncio.gather(*(self._ask(shard, ask) for shard in range(len(self._parts))))
-        self.require_answers()
-        return merge([each for each in found if each is not None], top_k, len(self._parts))
+        asked = await asyncio.gather(*(self._ask(shard, ask) for shard in range(len(self._parts))))
+        found = [each for each in asked if each is not None]
+        # By what this search has: a part that did not answer it may be back by now.
+        self._require(len(self._parts) - len(found))
+        return merge(found, top_k, len(self._parts))
 
     async def _ask(self, shard: int, ask: Ask) -> Retrieved | None:
         """What one part says; None if it is missing."""

@@ -1,6 +1,6 @@
 """Evaluation: retrieval methods and answers, compared on the same questions."""
 
-from clara_dist.evaluation.answers import AnswerScores, mean_scores, normalized_words, score_answer
+from clara_dist.evaluation.answers import AnswerScores, normalized_words, score_answer
 from clara_dist.evaluation.baselines import Bm25Ranker
 from clara_dist.evaluation.evaluate import CLOSED_BOOK, ORACLE, TEXT_RAG, evaluate
 from clara_dist.evaluation.rankers import LatentRanker, Ranker, Ranking
@@ -21,7 +21,6 @@ __all__ = [
     "Ranking",
     "ScopeScores",
     "evaluate",
-    "mean_scores",
     "normalized_words",
     "score_answer",
 ]

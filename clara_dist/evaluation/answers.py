@@ -41,14 +41,6 @@ def score_answer(answer: str, right_answers: Sequence[str]) -> AnswerScores:
     )
 
 
-def mean_scores(scores: Sequence[AnswerScores]) -> AnswerScores:
-    """The mean of each figure."""
-    n = len(scores)
-    return AnswerScores(
-        sum(s.exact_match for s in scores) / n, sum(s.f1 for s in scores) / n, sum(s.cover_match for s in scores) / n
-    )
-
-
 def normalized_words(text: str) -> list[str]:
     """Words of a text in lower case, without ASCII punctuation and the articles a, an, the."""
     return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -86,7 +89,7 @@ def evaluate(
         DataError: There are no questions, a question has fewer candidates than ``top_k``, or names a document that the
             store lacks.
     """
-    scopes = scopes_of(questions, top_k)
+    asked = survey(questions, top_k)
     records = answer_records(
         questions,
         corpus,
@@ -97,28 +100,67 @@ def evaluate(
         max_tokens=max_tokens,
         batch_size=batch_size,
     )
-    facts = facts_of(questions, corpus.n_parents, corpus.n_documents, scopes, top_k, max_tokens)
+    facts = asked.facts(corpus.n_parents, corpus.n_documents, top_k, max_tokens)
     return EvaluationReport.of(records, recall_at, **facts)
 
 
-def facts_of(
-    questions: Sequence[EvalQuestion],
-    n_documents: int,
-    n_passages: int,
-    scopes: Sequence[Scope],
-    top_k: int,
-    max_tokens: int,
-) -> dict[str, Any]:
-    """What a report says beside its records."""
-    n_candidates = [len(question.candidates) for question in questions]
-    return {
-        "n_questions": len(questions),
-        "n_documents": n_documents,
-        "n_passages": n_passages,
-        "n_candidates": (min(n_candidates), max(n_candidates)) if "candidates" in scopes else None,
-        "top_k": top_k,
-        "max_tokens": max_tokens,
-    }
+@dataclass(frozen=True)
+class Asked:
+    """What questions have in common.
+
+    Attributes:
+        n: How many there are.
+        n_candidates: Fewest and most that a question names; None where they name none.
+        digest: SHA-256 of them all.
+    """
+
+    n: int
+    n_candidates: tuple[int, int] | None
+    digest: str
+
+    @property
+    def scopes(self) -> list[Scope]:
+        """What can be searched: the questions' own candidates, where they name some, and the corpus."""
+        return ["corpus"] if self.n_candidates is None else ["candidates", "corpus"]
+
+    def facts(self, n_documents: int, n_passages: int, top_k: int, max_tokens: int) -> dict[str, Any]:
+        """What a report says beside its records."""
+        return {
+            "n_questions": self.n,
+            "n_documents": n_documents,
+            "n_passages": n_passages,
+            "n_candidates": self.n_candidates,
+            "top_k": top_k,
+            "max_tokens": max_tokens,
+        }
+
+
+def survey(questions: Iterable[EvalQuestion], top_k: int) -> Asked:
+    """Look at every question once, and hold none.
+
+    Raises:
+        DataError: As `evaluate`.
+    """
+    n, fewest, poorest, most, has_answers = 0, sys.maxsize, "", 0, False
+    digest = hashlib.sha256()
+    for question in questions:
+        if n and bool(question.answers) != has_answers:
+            raise DataError("answers must be given for all questions or for none")
+        has_answers = bool(question.answers)
+        if len(question.candidates) < fewest:
+            fewest, poorest = len(question.candidates), question.question_id
+        most = max(most, len(question.candidates))
+        digest.update(json.dumps(asdict(question)).encode())
+        n += 1
+    if not n:
+        raise DataError("there are no questions to evaluate on")
+    if most and fewest < top_k:
+        raise DataError(
+            f"question {poorest!r} has fewer candidates than are to be read",
+            got=fewest,
+            expected=f"at least {top_k} (top_k)",
+        )
+    return Asked(n, (fewest, most) if most else None, digest.hexdigest())
 
 
 def answer_records(
@@ -138,7 +180,7 @@ def answer_records(
     Questions do not influence each other, so those of a file may be done in any pieces. A ``text_reader`` answers once
     more, as the row ``text RAG``, from the text of what the last ranker found.
     """
-    scopes = scopes_of(questions, top_k)
+    scopes = survey(questions, top_k).scopes
     known_rows(corpus, [question.positives for question in questions])
     depth = max(top_k, *recall_at)
     ranked = {
@@ -188,28 +230,6 @@ def answer_records(
                 )
             records.append(record)
     return records
-
-
-def scopes_of(questions: Sequence[EvalQuestion], top_k: int) -> list[Scope]:
-    """What can be searched: the questions' own candidates, where they name some, and the corpus.
-
-    Raises:
-        DataError: As `evaluate`.
-    """
-    if not questions:
-        raise DataError("there are no questions to evaluate on")
-    if len({bool(question.answers) for question in questions}) > 1:
-        raise DataError("answers must be given for all questions or for none")
-    if not any(question.candidates for question in questions):
-        return ["corpus"]
-    for question in questions:
-        if len(question.candidates) < top_k:
-            raise DataError(
-                f"question {question.question_id!r} has fewer candidates than are to be read",
-                got=len(question.candidates),
-                expected=f"at least {top_k} (top_k)",
-            )
-    return ["candidates", "corpus"]
 
 
 def _rank(ranker: Ranker, scope: Scope, questions: Sequence[EvalQuestion], depth: int) -> list[Ranking]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,6 +32,11 @@ td, th { text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; p
 def write_html(report: EvaluationReport, path: Path, notes: Sequence[str] = ()) -> None:
     """Write the file; ``notes`` are lines below the tables."""
     scopes: list[Scope] = ["corpus"] if report.n_candidates is None else ["candidates", "corpus"]
+    methods = [row.method for row in report.methods if row.corpus.recall is not None]
+    drawn = {(method, scope): Drawn() for method in methods for scope in scopes}
+    for record in report.records:
+        if record.method in methods:
+            drawn[record.method, record.scope].add(record)
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
@@ -37,29 +45,55 @@ def write_html(report: EvaluationReport, path: Path, notes: Sequence[str] = ()) 
         f"<pre>{escape(report.table())}</pre><pre>{escape(report.measures_table())}</pre>",
         *(f"<p>{escape(note)}</p>" for note in notes),
         "<h2>Recall</h2>",
-        *(_figure(f"Recall, {scope}", _recall_plot(report, scope)) for scope in scopes),
+        *(_figure(f"Recall, {scope}", _recall_plot(drawn, scope)) for scope in scopes),
         "<h2>Score margins</h2><p>Of each question, the score of its best right document less that of the best wrong",
         "one, among what was ranked: above 0 the right one comes first.</p>",
-        *(_figure(f"Score margins, {scope}", _margin_plot(report, scope)) for scope in scopes),
+        *(_figure(f"Score margins, {scope}", _margin_plot(drawn, scope)) for scope in scopes),
         "<h2>Where it fails</h2>",
-        *(_failures(report, method) for method in _retrieving(report)),
+        *(_failures(method, drawn[method, "corpus"]) for method in methods),
         "</html>",
     ]
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-def recall_curve(records: Sequence[AnswerRecord]) -> list[float]:
-    """Mean Recall@k for k = 1, 2, ... up to the depth of the rankings."""
-    depth = max(len(record.ranking) for record in records)
-    curve = [0.0] * depth
-    for record in records:
-        wanted, found = set(record.positives), 0
-        for k in range(depth):
-            if k < len(record.ranking) and record.ranking[k] in wanted:
-                wanted.discard(record.ranking[k])
-                found += 1
-            curve[k] += found / len(record.positives)
-    return [total / len(records) for total in curve]
+class Drawn:
+    """What is shown of one method in one scope: of all but the worst questions a few bytes are kept."""
+
+    def __init__(self) -> None:
+        self.n = self.n_failed = 0
+        self.margins = array("f")
+        self._gains: list[float] = []
+        self._failed: list[tuple[tuple[bool, float], int, AnswerRecord]] = []
+
+    def add(self, record: AnswerRecord) -> None:
+        """Take in the next record."""
+        self.n += 1
+        self._gains += [0.0] * (len(record.ranking) - len(self._gains))
+        wanted = set(record.positives)
+        for k, doc_id in enumerate(record.ranking):
+            if doc_id in wanted:
+                wanted.discard(doc_id)
+                self._gains[k] += 1 / len(record.positives)
+        found = margin(record)
+        if found is not None:
+            self.margins.append(found)
+        if record.first_positive != 1:
+            self.n_failed += 1
+            # Those that were surest of the wrong document come first.
+            self._failed.append(((found is None, found or 0.0), self.n, record))
+            if len(self._failed) > 8 * _SHOWN:
+                self._failed = self._worst()
+
+    def recall_curve(self) -> list[float]:
+        """Mean Recall@k for k = 1, 2, ... up to the depth of the rankings."""
+        return [total / self.n for total in accumulate(self._gains)]
+
+    def failures(self) -> list[AnswerRecord]:
+        """The worst, some at most."""
+        return [record for _, _, record in self._worst()]
+
+    def _worst(self) -> list[tuple[tuple[bool, float], int, AnswerRecord]]:
+        return sorted(self._failed, key=lambda each: each[:2])[:_SHOWN]
 
 
 def margin(record: AnswerRecord) -> float | None:
@@ -73,38 +107,31 @@ def margin(record: AnswerRecord) -> float | None:
     return None if right is None or wrong is None else right - wrong
 
 
-def _retrieving(report: EvaluationReport) -> list[str]:
-    return [row.method for row in report.methods if row.corpus.recall is not None]
-
-
-def _of(report: EvaluationReport, method: str, scope: Scope) -> list[AnswerRecord]:
-    return [record for record in report.records if (record.method, record.scope) == (method, scope)]
-
-
-def _recall_plot(report: EvaluationReport, scope: Scope) -> Figure:
+def _recall_plot(drawn: Mapping[tuple[str, Scope], Drawn], scope: Scope) -> Figure:
     figure, axes = _axes(f"Recall@k, {scope}")
-    for method in _retrieving(report):
-        curve = recall_curve(_of(report, method, scope))
+    for method, one in _of(drawn, scope).items():
+        curve = one.recall_curve()
         axes.plot(range(1, len(curve) + 1), curve, marker="o", label=method)
     axes.set(xlabel="k", ylabel="recall", ylim=(0, 1.03))
     axes.legend()
     return figure
 
 
-def _margin_plot(report: EvaluationReport, scope: Scope) -> Figure:
+def _margin_plot(drawn: Mapping[tuple[str, Scope], Drawn], scope: Scope) -> Figure:
     figure, axes = _axes(f"Score margins, {scope}")
-    methods = _retrieving(report)
-    values = [[m for record in _of(report, method, scope) if (m := margin(record)) is not None] for method in methods]
     # Scores of different methods have different units: each is shown in its own spread.
-    for place, (method, margins) in enumerate(zip(methods, values, strict=True)):
-        spread = max((abs(m) for m in margins), default=0.0) or 1.0
-        axes.hist(
-            [m / spread for m in margins], bins=40, range=(-1, 1), histtype="step", label=method, color=f"C{place}"
-        )
+    for place, (method, one) in enumerate(_of(drawn, scope).items()):
+        margins = np.frombuffer(one.margins, np.float32)
+        spread = np.abs(margins).max(initial=0.0) or 1.0
+        axes.hist(margins / spread, bins=40, range=(-1, 1), histtype="step", label=method, color=f"C{place}")
     axes.axvline(0, color="#888", linewidth=1)
     axes.set(xlabel="margin, as a share of the method's largest", ylabel="questions")
     axes.legend()
     return figure
+
+
+def _of(drawn: Mapping[tuple[str, Scope], Drawn], scope: Scope) -> dict[str, Drawn]:
+    return {method: one for (method, own), one in drawn.items() if own == scope}
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:
@@ -124,15 +151,11 @@ def _figure(name: str, figure: Figure) -> str:
     return f"<figure role='img' aria-label='{escape(name, quote=True)}'>{svg[svg.index('<svg') :]}</figure>"
 
 
-def _failures(report: EvaluationReport, method: str) -> str:
-    records = _of(report, method, "corpus")
-    failed = [record for record in records if record.first_positive != 1]
-    # Those that were surest of the wrong document come first.
-    failed.sort(key=lambda record: (margin(record) is None, margin(record) or 0.0))
-    rows = "".join(map(_failure, failed[:_SHOWN]))
+def _failures(method: str, drawn: Drawn) -> str:
+    rows = "".join(map(_failure, drawn.failures()))
     head = "<tr><th>question</th><th>right documents</th><th>found first</th><th>rank</th><th>answer</th></tr>"
-    title = f"{escape(method)}: the first document is wrong for {len(failed):,} of {len(records):,} questions"
-    more = f"<p>{_SHOWN} of them; all are in answers.parquet.</p>" if len(failed) > _SHOWN else ""
+    title = f"{escape(method)}: the first document is wrong for {drawn.n_failed:,} of {drawn.n:,} questions"
+    more = f"<p>{_SHOWN} of them; all are in answers.parquet.</p>" if drawn.n_failed > _SHOWN else ""
     return f"<details><summary>{title}</summary>{more}<table>{head}{rows}</table></details>"
 
 

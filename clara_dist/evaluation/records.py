@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ Scope = Literal["candidates", "corpus"]
 
 _TEXTS = pa.list_(pa.string())
 ANSWERS = "answers.parquet"
+# Records that are held at a time; a row group of the file.
+_PIECE = 4096
 SCHEMA = pa.schema(
     [
         ("method", pa.string()),
@@ -88,13 +91,32 @@ def from_table(table: pa.Table) -> list[AnswerRecord]:
     return records
 
 
-def write_records(records: Sequence[AnswerRecord], path: Path) -> None:
-    """Write Parquet: the file is there whole or not at all."""
+@dataclass(frozen=True)
+class RecordFiles:
+    """Records of files, in their order; read piece by piece each time they are iterated over."""
+
+    paths: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[AnswerRecord]:
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                for i in range(file.num_row_groups):
+                    yield from from_table(file.read_row_group(i).cast(SCHEMA))
+
+    def __len__(self) -> int:
+        return sum(pq.read_metadata(path).num_rows for path in self.paths)
+
+
+def write_records(records: Iterable[AnswerRecord], path: Path) -> None:
+    """Write Parquet: the file is there whole or not at all. Never more than a piece of the records is held."""
     partial = path.with_suffix(".partial")
-    pq.write_table(to_table(records), partial)
+    rest = iter(records)
+    with pq.ParquetWriter(partial, SCHEMA) as writer:
+        while piece := list(islice(rest, _PIECE)):
+            writer.write_table(to_table(piece))
     partial.replace(path)
 
 
 def read_records(path: Path) -> list[AnswerRecord]:
-    """Read what `write_records` wrote."""
-    return from_table(pq.read_table(path, schema=SCHEMA))
+    """Read all that `write_records` wrote."""
+    return list(RecordFiles((path,)))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from clara_dist.evaluation.answers import AnswerScores, mean_scores
-from clara_dist.evaluation.records import ANSWERS, AnswerRecord, Scope, write_records
+from clara_dist.evaluation.answers import AnswerScores
+from clara_dist.evaluation.records import ANSWERS, AnswerRecord, RecordFiles, Scope, write_records
 from clara_dist.evaluation.trec import write_runs
 
 
@@ -30,14 +31,41 @@ class ScopeScores:
     answers: AnswerScores | None
     measures: Mapping[str, float] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, records: Sequence[AnswerRecord], recall_at: Sequence[int]) -> ScopeScores:
-        """Means over the records of one method in one scope."""
-        names = list(records[0].measures)
-        measures = {name: fmean(record.measures[name] for record in records) for name in names}
-        recall = {k: measures[f"R@{k}"] for k in recall_at} if names else None
-        scores = [record.scores for record in records if record.scores is not None]
-        return cls(recall, mean_scores(scores) if scores else None, measures)
+
+class _ExactMean:
+    """The mean of floats, of which only a sum is kept: exact, so that the order of the terms does not show."""
+
+    def __init__(self) -> None:
+        self._sum, self._n = 0, 0
+
+    def add(self, value: float) -> None:
+        # Every bit of a figure of at least 2^-47; what a smaller one loses, it loses in any order.
+        self._sum += int(math.ldexp(value, 100))
+        self._n += 1
+
+    def __float__(self) -> float:
+        return self._sum / (1 << 100) / self._n
+
+
+class _Tally:
+    """The records of one method in one scope, added up."""
+
+    def __init__(self) -> None:
+        self._measures: defaultdict[str, _ExactMean] = defaultdict(_ExactMean)
+        self._answers: defaultdict[str, _ExactMean] = defaultdict(_ExactMean)
+
+    def add(self, record: AnswerRecord) -> None:
+        for name, value in record.measures.items():
+            self._measures[name].add(value)
+        if record.scores is not None:
+            for name, value in vars(record.scores).items():
+                self._answers[name].add(value)
+
+    def scores(self, recall_at: Sequence[int]) -> ScopeScores:
+        measures = {name: float(mean) for name, mean in self._measures.items()}
+        recall = {k: measures[f"R@{k}"] for k in recall_at} if measures else None
+        answers = AnswerScores(**{name: float(mean) for name, mean in self._answers.items()}) if self._answers else None
+        return ScopeScores(recall, answers, measures)
 
 
 @dataclass(frozen=True)
@@ -62,7 +90,7 @@ class EvaluationReport:
         recall_at: The k of the Recall@k columns.
         max_tokens: Longest answer.
         methods: In the table's order.
-        records: Every single answer.
+        records: Every single answer, in memory or in a file; iterated over several times, and never held here.
     """
 
     n_questions: int
@@ -73,32 +101,35 @@ class EvaluationReport:
     recall_at: tuple[int, ...]
     max_tokens: int
     methods: tuple[MethodScores, ...]
-    records: tuple[AnswerRecord, ...]
+    records: tuple[AnswerRecord, ...] | RecordFiles
 
     @classmethod
-    def of(cls, records: Sequence[AnswerRecord], recall_at: Sequence[int], **facts: Any) -> EvaluationReport:
+    def of(
+        cls, records: Sequence[AnswerRecord] | RecordFiles, recall_at: Sequence[int], **facts: Any
+    ) -> EvaluationReport:
         """The report that records of all questions make; ``facts`` are the other attributes.
 
         It depends on nothing but the records, so one that was made in pieces is that of one piece.
         """
-        groups: dict[str, dict[Scope, list[AnswerRecord]]] = {}
+        tallies: dict[str, dict[Scope, _Tally]] = {}
         for record in records:
-            groups.setdefault(record.method, {}).setdefault(record.scope, []).append(record)
+            tallies.setdefault(record.method, {}).setdefault(record.scope, _Tally()).add(record)
         scores = {
-            method: {scope: ScopeScores.of(of_scope, recall_at) for scope, of_scope in scopes.items()}
-            for method, scopes in groups.items()
+            method: {scope: tally.scores(recall_at) for scope, tally in scopes.items()}
+            for method, scopes in tallies.items()
         }
         methods = tuple(
             MethodScores(method, scopes.get("candidates"), scopes["corpus"]) for method, scopes in scores.items()
         )
-        return cls(recall_at=tuple(recall_at), methods=methods, records=tuple(records), **facts)
+        kept = records if isinstance(records, RecordFiles) else tuple(records)
+        return cls(recall_at=tuple(recall_at), methods=methods, records=kept, **facts)
 
     def __getitem__(self, method: str) -> MethodScores:
         return next(row for row in self.methods if row.method == method)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the single answers, fit for JSON."""
-        tree = asdict(self)
+        tree = asdict(replace(self, records=()))
         del tree["records"]
         return tree
 

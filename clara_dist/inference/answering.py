@@ -12,7 +12,8 @@ import torch
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.clara import ClaraModel
-from clara_dist.retrieval.search import ExactSearcher, SearchResult
+from clara_dist.retrieval.index import open_searcher
+from clara_dist.retrieval.search import ExactSearcher, Searcher, SearchResult
 from clara_dist.store.fingerprint import Fingerprint
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.where import Filter
@@ -67,27 +68,29 @@ class LocalPipeline:
         store.require_fingerprint(Fingerprint(clara.fingerprint_fields()))
         self.store = store
         self.reasoner = Reasoner(clara)
-        self.searcher = ExactSearcher(store, device=clara.device)
+        self._device = clara.device
+        self._searchers: dict[str, Searcher] = {}
         self.generator = Generator(clara)
 
     def retrieve(
-        self, questions: Sequence[str], top_k: int = 5, where: Filter | None = None
+        self, questions: Sequence[str], top_k: int = 5, where: Filter | None = None, index: str = "auto"
     ) -> list[tuple[Source, ...]]:
         """The ``top_k`` nearest documents of each question, best first.
 
         Args:
             questions: B questions.
             top_k: K.
-            where: Only documents that this filter lets through, see `parse_where`.
+            where: Only documents that this filter lets through, see `parse_where`. Such a search is exact.
+            index: Search by the store's approximate index: ``auto`` where this version has one, ``none``, ``required``.
 
         Raises:
             TokenizationError: A question is too long.
-            RetrievalError: Fewer than ``top_k`` documents are left.
+            RetrievalError: Fewer than ``top_k`` documents are left, or there is no index that is required.
             FilterError: ``where`` cannot be read, or does not fit the store's columns.
         """
         if not questions:
             return []
-        return self.sources(self.search(self.reasoner.query(questions), top_k, where))
+        return self.sources(self.search(self.reasoner.query(questions), top_k, where, index))
 
     def answer(
         self,
@@ -96,6 +99,7 @@ class LocalPipeline:
         max_tokens: int = 64,
         temperature: float = 0.0,
         where: Filter | None = None,
+        index: str = "auto",
     ) -> list[Answer]:
         """Answer each question from its ``top_k`` nearest documents; arguments and errors as `retrieve`."""
         if not questions:
@@ -103,7 +107,7 @@ class LocalPipeline:
         started = time.perf_counter()
         query_BX = self.reasoner.query(questions)
         reasoned = time.perf_counter()
-        found = self.search(query_BX, top_k, where)
+        found = self.search(query_BX, top_k, where, index)
         searched = time.perf_counter()
         memory_BKMD = torch.from_numpy(self.store.take_memory(found.rows_BK.numpy()))
         generated = self.generator.generate(questions, memory_BKMD, max_tokens=max_tokens, temperature=temperature)
@@ -116,12 +120,15 @@ class LocalPipeline:
             Answer(text.text, sources, timings_s) for text, sources in zip(generated, self.sources(found), strict=True)
         ]
 
-    def search(self, query_BX: np.ndarray, top_k: int, where: Filter | None = None) -> SearchResult:
+    def search(
+        self, query_BX: np.ndarray, top_k: int, where: Filter | None = None, index: str = "auto"
+    ) -> SearchResult:
         """The nearest rows of query vectors."""
-        searcher = self.searcher
         if where is not None:
-            searcher = ExactSearcher(self.store, self.store.rows_where(where), searcher.device)
-        return searcher.search(query_BX, top_k)
+            return ExactSearcher(self.store, self.store.rows_where(where), self._device).search(query_BX, top_k)
+        if index not in self._searchers:
+            self._searchers[index] = open_searcher(self.store, index, self._device)
+        return self._searchers[index].search(torch.from_numpy(query_BX), top_k)
 
     def sources(self, found: SearchResult) -> list[tuple[Source, ...]]:
         """What stands in the rows of a search."""

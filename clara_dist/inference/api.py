@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from clara_dist.store.storage import open_storage
 from clara_dist.store.where import Filter
 
 Store = str | Path | MemoryStore
+IndexUse = Literal["auto", "none", "required"]
 _BRACKETS = "put it into brackets"
 _FINGERPRINTED = ("compressor", "memory_embeddings")
 
@@ -99,7 +100,13 @@ class Clara(ClaraModel):
         return torch.from_numpy(query_BX).view(len(questions), self.n_memory_tokens, self.hidden_size)
 
     def retrieve(
-        self, questions: Sequence[str], store: Store, top_k: int = 5, where: Filter | None = None
+        self,
+        questions: Sequence[str],
+        store: Store,
+        top_k: int = 5,
+        where: Filter | None = None,
+        *,
+        index: IndexUse = "auto",
     ) -> list[tuple[Source, ...]]:
         """The K nearest documents of each question, best first: B times K `Source`.
 
@@ -109,17 +116,19 @@ class Clara(ClaraModel):
             top_k: K.
             where: Only documents with such metadata: ``"source = 'wiki' and year >= 2020"``, or
                 ``{"source": "wiki", "year": [2020, 2021]}``. The columns are those that the store was made with; the
-                language is that of `clara_dist.store.expression`.
+                language is that of `clara_dist.store.expression`. Such a search is exact.
+            index: ``auto``: by the index of ``clara-dist index build`` where the store's version has one; ``none``:
+                exactly; ``required``.
 
         Raises:
             TokenizationError: A question is longer than ``doc_max_tokens``.
             FingerprintMismatchError: Another model wrote the store.
-            RetrievalError: Fewer than K documents are left.
+            RetrievalError: Fewer than K documents are left, or there is no index that is required.
             StoreError: There is no store.
             FilterError: ``where`` cannot be read, or does not fit the store's columns.
         """
         with self._inference():
-            return self._pipeline(store).retrieve(_several(questions, "questions"), top_k, where)
+            return self._pipeline(store).retrieve(_several(questions, "questions"), top_k, where, index)
 
     def answer(
         self,
@@ -130,20 +139,22 @@ class Clara(ClaraModel):
         *,
         temperature: float = 0.0,
         where: Filter | None = None,
+        index: IndexUse = "auto",
     ) -> list[Answer]:
         """B answers, each generated from the memories of the question's K nearest documents.
 
         Args:
             questions: B questions.
-            store: As `retrieve`, and so are ``top_k``, ``where`` and the errors.
+            store: As `retrieve`, and so are ``top_k``, ``where``, ``index`` and the errors.
             top_k: K.
             max_tokens: Longest answer.
             temperature: 0 is greedy.
             where: As `retrieve`.
+            index: As `retrieve`.
         """
         with self._inference():
             pipeline = self._pipeline(store)
-            return pipeline.answer(_several(questions, "questions"), top_k, max_tokens, temperature, where)
+            return pipeline.answer(_several(questions, "questions"), top_k, max_tokens, temperature, where, index)
 
     def explain(self, question: str, store: Store, *, n_words: int = 10, where: Filter | None = None) -> Explanation:
         """The words that a question's M query vectors decode to through the LM head.

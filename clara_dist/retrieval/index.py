@@ -127,21 +127,24 @@ def open_index(store: MemoryStore, rows: np.ndarray | None = None) -> IndexedSea
     return load_index(store, manifest, rows)
 
 
-def open_searcher(store: MemoryStore, index: str) -> ExactSearcher | IndexedSearcher:
+def open_searcher(
+    store: MemoryStore, index: str, device: torch.device | str = "cpu"
+) -> ExactSearcher | IndexedSearcher:
     """An `IndexedSearcher` or an `ExactSearcher`.
 
     Args:
         store: The store.
         index: ``none``: exact; ``auto``: by the index if this version has a complete one; ``required``: only so.
+        device: Of an exact search; an index is searched on the CPU.
 
     Raises:
         RetrievalError, CorruptStoreError, ConfigError: As `open_index`.
     """
     if index == "none":
-        return ExactSearcher(store)
+        return ExactSearcher(store, device=device)
     manifest = read_index_manifest(open_storage(store.url), store.version)
     ready = manifest is not None and manifest.measured and manifest.commit_id == store.manifest.commit_id
-    return open_index(store) if ready or index == "required" else ExactSearcher(store)
+    return open_index(store) if ready or index == "required" else ExactSearcher(store, device=device)
 
 
 def load_index(store: MemoryStore, manifest: IndexManifest, rows: np.ndarray | None = None) -> IndexedSearcher:

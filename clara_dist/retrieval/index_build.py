@@ -56,8 +56,14 @@ def build_index(
     """
     store = MemoryStore.open(config.store, config.store_version)
     storage = open_storage(config.store)
-    manifest = None if config.retrain else _inherited(storage, store, config)
-    manifest = _trained(storage, store, config, progress) if manifest is None else _wanted(manifest, store, config)
+    earlier = None if config.retrain else _inherited(storage, store, config)
+    if earlier is None:
+        manifest = _trained(storage, store, config, progress)
+    else:
+        manifest = _wanted(earlier, store, config)
+        if earlier.version != store.version:
+            # `store gc` keeps the codes of the earlier version from now on, also if it gives that version up.
+            publish_index_manifest(storage, manifest)
     codec = load_codec(read_index_file(storage, manifest.codec).to_pybytes())
     mean_X = np.frombuffer(read_index_file(storage, manifest.mean), np.float32)
     for number, shard in enumerate(store.shards, 1):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clara_dist.errors import CorruptStoreError, RetrievalError
+from clara_dist.retrieval.kernel import half_dots
 from clara_dist.retrieval.scan import Products, products_with
 from clara_dist.store.reader import MemoryStore
 from clara_dist.store.shard import Shard
@@ -94,6 +95,8 @@ class ExactSearcher:
     def __init__(self, store: MemoryStore, rows: np.ndarray | None = None, device: torch.device | str = "cpu") -> None:
         self.store = store
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            half_dots()  # no search shall wait for its compilation
         self._rows = None if rows is None else _ascending(np.asarray(rows, np.int64))
         if self._rows is not None and len(self._rows) and (self._rows[0] < 0 or self._rows[-1] >= store.n_documents):
             raise RetrievalError(

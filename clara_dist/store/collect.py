@@ -15,6 +15,10 @@ Why a commit never loses a file to it:
    another one is refused. If the first was killed, a person says so (``resume``), since no clock could.
 6. Manifests of versions that were given up are replaced by a tombstone and keep their names: a writer that was
    suspended for so long cannot commit under an old number.
+
+Indexes are files of the versions that they are bound to. One that is being built has named, before it encodes anything,
+the codes that it has from an earlier version. Should a collection still be faster, its builder finds a file missing and
+says so; an index can always be built again.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from dataclasses import dataclass
 
 from clara_dist.errors import StoreError
 from clara_dist.store.commits import Content, Snapshot, update
+from clara_dist.store.index_manifest import INDEX_FOLDER, read_index_manifest
 from clara_dist.store.manifest import (
     DELETION_FOLDER,
     MANIFEST_FOLDER,
@@ -122,9 +127,10 @@ def _plan(
         raise StoreError("the current version cannot be given up", got=f"keep {keep} versions", expected="at least 1")
     kept = [read_manifest(storage, version) for version in kept_versions(storage) if version <= head.version]
     given_up = _given_up(kept, keep, older_than_s)
-    needed = set().union(*(manifest.files for manifest in kept[len(given_up) :]))
+    wanted = kept[len(given_up) :]
+    needed = set().union(*(manifest.files for manifest in wanted), *(_index_of(storage, each) for each in wanted))
     garbage, n_young = [], 0
-    for folder in (SHARD_FOLDER, DELETION_FOLDER, MANIFEST_FOLDER):
+    for folder in (SHARD_FOLDER, DELETION_FOLDER, INDEX_FOLDER, MANIFEST_FOLDER):
         for name, modified_at in storage.modified_at(folder).items():
             file = f"{folder}/{name}"
             is_manifest = folder == MANIFEST_FOLDER and not name.startswith(".")
@@ -136,6 +142,12 @@ def _plan(
             else:
                 garbage.append(file)
     return CollectReport(tuple(sorted(garbage)), tuple(manifest.version for manifest in given_up), n_young, head)
+
+
+def _index_of(storage: Storage, manifest: Manifest) -> set[str]:
+    """Files of a version's index; not of one that a deleted store of the same path left under the same number."""
+    index = read_index_manifest(storage, manifest.version)
+    return set() if index is None or index.commit_id != manifest.commit_id else index.files
 
 
 def _given_up(kept: list[Manifest], keep: int | None, older_than_s: float | None) -> list[Manifest]:

@@ -79,7 +79,16 @@ class IndexManifest:
 
     @property
     def size_bytes(self) -> int:
-        return sum(file.size_bytes for file in (self.codec, self.mean, *self.codes.values()))
+        return sum(file.size_bytes for file in self._parts)
+
+    @property
+    def files(self) -> set[str]:
+        """Paths inside the store, that of this manifest among them."""
+        return {_manifest_file(self.version), *(file.file for file in self._parts)}
+
+    @property
+    def _parts(self) -> tuple[IndexFile, ...]:
+        return (self.codec, self.mean, *self.codes.values())
 
 
 def _manifest_file(version: int) -> str:
@@ -113,7 +122,7 @@ def read_index_manifest(storage: Storage, version: int) -> IndexManifest | None:
             measured=None if measured is None else Measured(**measured),
             **body,
         )
-        for part in (manifest.codec, manifest.mean, *manifest.codes.values()):
+        for part in manifest._parts:
             if not _FILE.fullmatch(part.file):
                 raise ValueError(f"it names {part.file!r}, which is no file of an index")
         if manifest.version != version:

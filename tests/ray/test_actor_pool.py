@@ -62,16 +62,30 @@ def test_what_fails_once_costs_nothing(squares: Any, tmp_path: Path) -> None:
     assert all(begun(tmp_path, i) >= 2 for i in (2, 3, 7, 11))
 
 
-def test_a_task_that_kills_its_worker_every_time_is_named_and_all_others_are_done(squares: Any, tmp_path: Path) -> None:
+def test_a_task_that_kills_its_worker_every_time_is_named_and_all_others_are_done(
+    squares: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[bool] = []
+    one_round = ActorPool._round
+
+    def counted(*args: Any, alone: bool) -> Any:
+        rounds.append(alone)
+        return one_round(*args, alone=alone)
+
+    monkeypatch.setattr(ActorPool, "_round", counted)
     found = squares({3: "killed", 7: "unforeseen"}, first_time_only=False, patience=2)
     error = found.pop(-1)
     assert found == {i: i * i for i in range(12) if i not in (3, 7)}
     assert "Not one of the 2 tasks that are left could be done in 2 attempts; the others are finished" in error
     assert "3: the worker process died: killed, or out of memory" in error
     assert "7: ValueError: no room for 7" in error
-    # At most: three times in each of two rounds with others, and once in the round in which they run one by one.
-    assert 2 <= begun(tmp_path, 3) <= 7
-    assert begun(tmp_path, 7) <= 3
+    # Two rounds with others, and one in which they run one by one; a task that waited for the same worker can be lost
+    # with it in both, and then makes a round or two more.
+    assert 3 <= len(rounds) <= 5
+    assert rounds[-1]
+    # At most three times in a round with others, and once in one without.
+    assert 2 <= begun(tmp_path, 3) <= sum(1 if alone else 3 for alone in rounds)
+    assert begun(tmp_path, 7) <= len(rounds)
 
 
 def test_what_fails_everywhere_is_not_tried_thousands_of_times(squares: Any, tmp_path: Path) -> None:

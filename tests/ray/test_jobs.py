@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -27,54 +22,8 @@ from chaos_corpus import compressors_below, rows_of, undisturbed, write_config
 from clara_dist.config.compress import CompressConfig
 from clara_dist.errors import StoreError
 from clara_dist.store import MemoryStore, shard_names, verify
+from job_head import REPOSITORY, Head, bearer, started_head
 from kustomized import build
-
-REPOSITORY = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-
-
-@dataclass(frozen=True)
-class Head:
-    """A head node of two CPUs, started as an operator starts one."""
-
-    address: str
-    token: str
-    process: psutil.Process
-    temp_dir: Path
-
-    def environment(self, token: str | None = None) -> dict[str, str]:
-        """Of a client: the head's own token, or another one; the empty one is none at all."""
-        token = self.token if token is None else token
-        return clean_environment() | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
-
-    def submit(self, *args: str, token: str | None = None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "clara_dist.cli", "submit", args[0], "--address", self.address, *args[1:]]
-        return subprocess.Popen(
-            command,
-            env=self.environment(token),
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell's background jobs ignore Ctrl-C, and their children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-
-
-def clean_environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return kept | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-def free_ports(n: int) -> list[int]:
-    probes = [socket.socket() for _ in range(n)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 @pytest.fixture(scope="module")
@@ -96,49 +45,10 @@ def pod_files(tiny_clara_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def head(pod_files: Path) -> Iterator[Head]:
-    """What `ray start --head --block` starts; where the machine allows it, with a pod's directories."""
-    gcs, dashboard, client, agent = free_ports(4)
-    token = secrets.token_hex(32)
-    # A socket's path may have 107 characters: pytest's own directories are too deep.
-    temp_dir = Path(tempfile.mkdtemp(prefix="clara-"))
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
-    command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-    command += [f"--dashboard-agent-listen-port={agent}", "--dashboard-host=127.0.0.1", f"--temp-dir={temp_dir}"]
-    environment = clean_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    if pod.may_mount():
-        command = pod.in_pod(pod_files, command)
-    # A file: nobody reads a pipe while the tests run.
-    with open(temp_dir / "start.log", "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    head = Head(f"http://127.0.0.1:{dashboard}", token, psutil.Process(process.pid), temp_dir)
-    try:
-        wait_until_it_answers(head)
+    """Where the machine allows it, with a pod's directories."""
+    inside = partial(pod.in_pod, pod_files) if pod.may_mount() else list
+    with started_head(inside) as head:
         yield head
-    finally:
-        # Asked in order it takes half a minute, for nobody.
-        everything = [head.process, *head.process.children(recursive=True)]
-        for started in everything:
-            with suppress(psutil.NoSuchProcess):
-                started.kill()
-        psutil.wait_procs(everything, timeout=30)
-        shutil.rmtree(temp_dir, ignore_errors=True)
-
-
-def wait_until_it_answers(head: Head) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            if httpx.get(f"{head.address}/api/jobs/", headers=bearer(head.token), trust_env=False).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        assert head.process.status() != psutil.STATUS_ZOMBIE, (head.temp_dir / "start.log").read_text(encoding="utf-8")
-        assert time.monotonic() < deadline, (head.temp_dir / "start.log").read_text(encoding="utf-8")
-        time.sleep(0.2)
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 @pytest.fixture
@@ -167,6 +77,30 @@ def test_without_the_token_nothing_is_told_and_nothing_is_taken(head: Head, job:
         assert said in err or str({"": 401, wrong: 403}[token]) in err, err
         assert "RAY_AUTH_TOKEN_PATH" in err
     assert httpx.get(f"{head.address}/api/jobs/", headers=bearer(head.token), trust_env=False).json() == []
+
+
+def test_without_the_token_nobody_joins_or_asks_the_gcs(head: Head, tmp_path: Path) -> None:
+    """The port that nodes and drivers talk to, beside the dashboard's. All at once: Ray takes its time to give up."""
+    status = ["ray", "status", f"--address={head.gcs}"]
+    join = ["ray", "start", f"--address={head.gcs}", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
+    drive = [sys.executable, "-c", f"import ray; ray.init('{head.gcs}'); print(ray.nodes())"]
+    tried = [
+        # Ray would also take a token from the home directory.
+        subprocess.Popen(
+            command,
+            env=head.environment(token) | {"HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for token in ("", secrets.token_hex(32))
+        for command in (status, drive, join)
+    ]
+    for process in tried:
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode != 0, out
+        assert b"Alive" not in out
+    own = subprocess.run(status, env=head.environment(), capture_output=True, text=True, check=True)
+    assert "Active:\n 1 node_" in own.stdout, own.stdout
 
 
 def test_a_job_that_fails_ends_with_its_own_code_and_says_why(

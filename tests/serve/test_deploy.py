@@ -1,8 +1,11 @@
-"""The RayService's own serveConfigV2, deployed as KubeRay's operator and `serve deploy` do: by the dashboard."""
+"""The RayService's own serveConfigV2, deployed by `serve deploy`: it asks the dashboard, as KubeRay's operator does."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -78,8 +81,17 @@ def deployed(
         "exporter_import_path": "clara_dist.distributed.serve_tracing:otlp",
         "sampling_ratio": 1.0,
     }
-    client = ServeSubmissionClient(f"http://{ray._private.worker.get_dashboard_url()}")
-    client.deploy_applications(config)
+    file = keys.with_name("serve.yaml")
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    dashboard = f"http://{ray._private.worker.get_dashboard_url()}"
+    command = [str(Path(sys.executable).parent / "serve"), "deploy", str(file), "--address", dashboard]
+    # Whoever has no token changes nothing that is served.
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    refused = subprocess.run(command, env=without | {"HOME": str(keys.parent)}, capture_output=True, text=True)
+    assert refused.returncode != 0, refused.stdout
+    assert "401" in refused.stderr or "Authentication" in refused.stderr, refused.stderr
+    subprocess.run(command, check=True, capture_output=True)
+    client = ServeSubmissionClient(dashboard)
     try:
         deadline = time.monotonic() + 180
         while (status := serve.status().applications[NAME]).status != "RUNNING":

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import psutil
@@ -47,7 +53,7 @@ def test_no_body_is_the_servers_fault(server: str, request: pytest.FixtureReques
         for path, body in bodies:
             response = await http.post(path, content=body, headers={"Content-Type": "application/json"})
             statuses[response.status_code] += 1
-            assert response.status_code < 500, (path, body)
+            assert response.status_code < 500, (path, body, response.text)
             if response.status_code != 200:
                 assert set(response.json()["error"]) == {"message", "type", "param", "code"}, (path, body)
 
@@ -59,6 +65,27 @@ def test_no_body_is_the_servers_fault(server: str, request: pytest.FixtureReques
     assert sum(statuses.values()) == n
     assert min(statuses[200], statuses[400]) > n / 15, statuses
     # Nothing fell and was replaced behind the scenes.
+    assert replicas() == before
+
+
+def test_the_server_keeps_to_its_openapi_document(server: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """By schemathesis: made from the document, valid and not; replies must be of the status, type and shape it says."""
+    n = request.config.getoption("--fuzz")
+    before = replicas()
+    # Not asked: whether all that the document allows is accepted (filters have a grammar of their own), and all that it
+    # forbids is a 400 (a long body is a 413, another content type a 415).
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [shutil.which("schemathesis", path=Path(sys.executable).parent), "run", f"{server}/openapi.json"]
+    command += ["--checks", checks, "--phases", "coverage,fuzzing", "--max-examples", str(max(1, n // 10))]
+    command += ["--seed", "7", "--continue-on-failure", "--no-shrink", "--report-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "NO_PROXY": "*"}, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert found is not None, done.stdout[-2000:]
+    assert found[1] == found[2]
+    assert int(found[1]) > 200
     assert replicas() == before
 
 

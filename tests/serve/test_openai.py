@@ -212,6 +212,22 @@ def test_what_has_no_meaning_here_is_refused_by_name(fields: dict[str, Any], nam
     assert engine.asked == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop": 3}, "stop"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
+        ({"extra_body": {"clara": {"top_k": []}}}, "clara.top_k"),
+    ],
+)
+def test_the_param_of_an_error_is_a_place_in_the_body(fields: dict[str, Any], param: str) -> None:
+    """Not one with the names of types in it, such as pydantic's ``stop.list[str]``."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(FakeEngine(), **fields)
+    assert caught.value.param == param
+
+
 def test_stream_options_are_for_streams() -> None:
     with pytest.raises(openai.BadRequestError, match="stream_options: only with stream"):
         chat(FakeEngine(), stream_options={"include_usage": True})

@@ -29,6 +29,7 @@ COMMANDS = [
     "bench estimators",
     "bench joint",
     "bench multi-hop",
+    "bench real-text",
     "bench search",
     "bench serve",
     "data check",

@@ -58,6 +58,16 @@ def finish(out: Path, name: str, command: str, result: object) -> None:
     (out / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
 
 
+def test_data_that_is_not_the_project_s_must_be_put_there(readme: Path, tmp_path: Path) -> None:
+    bound = table(read=benchmark("x 1", "reads {n} lines", files=("passages.jsonl",)))
+    outcome = remeasure(bound, readme, tmp_path / "out")
+    assert {each.verdict for each in outcome.verdicts} == {"not measured"}
+    assert f"needs passages.jsonl in {tmp_path / 'out' / 'files'}" in outcome.text()
+    (tmp_path / "out" / "files" / "passages.jsonl").touch()
+    outcome = remeasure(bound, readme, tmp_path / "out")  # it runs now, and there is no such command
+    assert {each.verdict for each in outcome.verdicts} == {"failed"}
+
+
 def verdicts(outcome: Remeasured) -> dict[str, tuple[str, str, int]]:
     return {v.quoted: (v.benchmark, v.verdict, v.line) for v in outcome.verdicts}
 
@@ -68,8 +78,9 @@ def test_what_agrees_what_does_not_and_what_is_missing(readme: Path, tmp_path: P
     bound = table(
         read=benchmark("x 1", "reads {n} lines", "in {s} s"),
         right=benchmark("x 2", "which {a} / .25", modules=("no_such_package",)),
-        other=benchmark("x 3", "Others: {b} %"),
+        other=benchmark("x 3", "Others: {b} %", files=("passages.jsonl",)),
     )
+    assert "[needs passages.jsonl in OUT/files: not part of the project]" in plan_text(bound)
     outcome = remeasure(bound, readme, out, ["read", "right"])
     assert verdicts(outcome) == {
         "80.0": ("read", "agrees", 2),

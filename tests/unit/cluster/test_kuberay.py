@@ -143,10 +143,10 @@ def test_a_head_that_is_taken_away_stops_its_jobs_first_and_has_the_time(objects
         # The slowest GPU that the planner knows, at half of what it aims at.
         ("large", ModelShape(4096, 7e9), "L40S", None, 70),
         # 3 cores that make 20 GFLOP/s together, in float32.
-        ("small", ModelShape(768, 1e8), None, Calibration("cpu", 2e10, None, 0), 180),
+        ("small", ModelShape(768, 1e8), None, Calibration("cpu", 2e10, None, 0), 90),
     ],
 )
-def test_a_shard_ends_in_the_time_that_a_job_has_to_stop(
+def test_what_a_worker_has_ends_in_the_time_that_a_job_has_to_stop(
     overlay: str, shape: ModelShape, gpu: str | None, cpu: Calibration | None, seconds: float
 ) -> None:
     settings = built(overlay)["ConfigMap", "clara-config"]["data"]["compress.yaml"]
@@ -155,7 +155,8 @@ def test_a_shard_ends_in_the_time_that_a_job_has_to_stop(
     plan = estimate(work, gpu=gpu and find_gpu(gpu), calibration=cpu, utilization=gpu and 0.3)
     took = rows / plan.documents_per_s
     assert took == pytest.approx(seconds, rel=0.1)
-    assert took < Submission("compress").stop_wait_s / 1.5
+    # One shard is being made, and another one waits for the same worker.
+    assert 2 * took < Submission("compress").stop_wait_s / 1.5
 
 
 def test_only_the_service_has_the_api_keys_and_they_come_from_a_secret(objects: Objects) -> None:

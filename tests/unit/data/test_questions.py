@@ -53,6 +53,13 @@ def test_a_wrong_row_is_named(tmp_path, change, reason):
     assert reason in str(raised.value)
 
 
+def test_the_second_place_of_an_id_is_named_among_many(tmp_path):
+    rows = [{**GOOD, "question_id": f"q{i}"} for i in range(300)]
+    rows[250] = {**GOOD, "question_id": "q17"}
+    with pytest.raises(DataError, match=r"line 251: .*question_id 'q17' is that of .*line 18\n"):
+        read_questions(_write(tmp_path / "q.jsonl", *rows))
+
+
 def test_no_questions(tmp_path):
     with pytest.raises(DataError, match="has no questions"):
         read_questions(_write(tmp_path / "q.jsonl"))

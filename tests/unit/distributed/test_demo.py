@@ -30,7 +30,7 @@ def test_the_seed_reaches_every_stage() -> None:
 
 
 def test_a_relative_directory_stays_as_it_is_named() -> None:
-    config = demo.demo_config(Path(demo.CONFIGURED_DIR), seed=1)
+    config = demo.demo_config(Path("demo-run"), seed=1)
     assert config.compress.corpus == ("demo-run/data/corpus.jsonl",)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ from pydantic import ValidationError
 
 from clara_dist.config.evaluate import ROWS, EvaluateConfig
 from clara_dist.config.suite import SuiteConfig
-from clara_dist.distributed import dry_run
+from clara_dist.data.questions import EvalQuestion
+from clara_dist.distributed import dry_run, evaluate_job
 from clara_dist.distributed.actor_pool import map_serially
 from clara_dist.distributed.evaluate_job import absolute_paths, evaluate_model, evaluate_on, latency_lines
 from clara_dist.distributed.evaluate_suite import evaluate_suite
 from clara_dist.errors import ConfigError, DataError, FingerprintMismatchError
-from clara_dist.evaluation.records import read_records
+from clara_dist.evaluation import records as records_module
+from clara_dist.evaluation import trec
+from clara_dist.evaluation.records import AnswerRecord, read_records
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.generator import Generator
 from clara_dist.model.clara import ClaraModel
@@ -136,6 +141,49 @@ def test_pieces_are_asked_once_and_make_the_same_report(config: EvaluateConfig, 
         assert set(alone["ms"]) == {"reason", "retrieve", "generate", "total"}
         (line,) = latency_lines(config.model_copy(update={"output": str(tmp_path / name)}))
         assert f"total {alone['ms']['total']['p50']:.1f} / " in line
+
+
+def test_neither_questions_nor_records_are_held(
+    config: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 questions, 4 a task, 3 tasks a wave; five records each. The report is that of one piece all the same."""
+    rows = [
+        {"question_id": f"q{i}", "question": TEXTS[i % 6], "positives": [f"d{i % 6}"], "answer": "x"} for i in range(40)
+    ]
+    Path(config.questions).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = config.model_copy(update={"max_tokens": 1, "latency_questions": 0})
+    whole = evaluate_model(config.model_copy(update={"output": str(tmp_path / "whole")}))
+    monkeypatch.setattr(evaluate_job, "_WAVE", 3)
+    monkeypatch.setattr(records_module, "_PIECE", 8)
+    most: Counter[type] = Counter()
+
+    def look() -> None:
+        alive = Counter(type(each) for each in gc.get_objects())
+        for kind in (EvalQuestion, AnswerRecord):
+            most[kind] = max(most[kind], alive[kind])
+
+    def pool(worker: Any, arguments: Any, tasks: Any) -> Any:
+        for found in map_serially(worker, arguments, tasks):
+            look()
+            yield found
+
+    lines = trec._lines
+
+    def looked_at(record: AnswerRecord, tag: str) -> Any:
+        if record.question_id.endswith("9"):
+            look()
+        return lines(record, tag)
+
+    monkeypatch.setattr(trec, "_lines", looked_at)
+    output = tmp_path / "pieces"
+    report = evaluate_on(pool, config.model_copy(update={"output": str(output), "questions_per_task": 4}), "cpu")
+    # A piece that is being written and one that is being made; of questions a wave, and the next one's first.
+    assert 12 <= most[EvalQuestion] <= 16
+    assert 20 <= most[AnswerRecord] <= 2 * 20 + 8
+    assert len(report.records) == 200
+    assert report.to_dict() == whole.to_dict()
+    for name in ("runs/BM25-corpus.trec", "runs/qrels.trec", "table.txt"):
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_what_is_finished_is_only_read(config: EvaluateConfig, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Handle:
         self.retriever = retriever
         self.failures = 0
         self.hangs = False
+        self.search_s = 0.0
         self.calls: list[str] = []
         for name in ("search", "describe", "newest"):
             setattr(self, name, SimpleNamespace(remote=self._remote(name)))
@@ -53,6 +54,8 @@ class Handle:
             self.calls.append(name)
             while self.hangs:
                 await asyncio.sleep(0.01)
+            if name == "search":
+                await asyncio.sleep(self.search_s)
             if self.failures:
                 self.failures -= 1
                 raise ActorDiedError
@@ -112,6 +115,27 @@ def test_parts_together_find_what_one_search_finds(store: Path, n: int) -> None:
     assert [len(documents) for documents in parts.documents] == [5, 1, 3, 7]
     same(parts, whole)
     assert parts.missing_shards == 0
+
+
+@pytest.mark.parametrize("on_lost", ["partial", "error"])
+@pytest.mark.parametrize("n_lost", [1, 2])
+def test_a_part_that_is_back_before_the_others_answer_is_still_missing(store: Path, n_lost: int, on_lost: str) -> None:
+    async def search() -> Retrieved | UnavailableError:
+        retrievers, handles = await parts_of(store, 2, on_lost_shard=on_lost)
+        handles[1].search_s = 0.1
+        for handle in handles[:n_lost]:
+            handle.failures = 2  # both tries of the search; its probe then succeeds at once
+        try:
+            return await retrievers.search(queries(), [3] * 4, [None] * 4, with_memory=True)
+        except UnavailableError as error:
+            return error
+
+    found = asyncio.run(search())
+    if n_lost == 1 and on_lost == "partial":
+        assert isinstance(found, Retrieved)
+        assert found.missing_shards == 1
+    else:
+        assert f"{n_lost} of 2 parts" in str(found)
 
 
 def test_a_lost_part_is_told_or_refused_and_comes_back(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

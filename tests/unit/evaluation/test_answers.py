@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from clara_dist.evaluation import AnswerScores, mean_scores, normalized_words, score_answer
+from clara_dist.evaluation import normalized_words, score_answer
 
 
 def test_normalisation():
@@ -37,11 +37,6 @@ def test_normalisation():
 def test_scores_by_hand(answer, right, expected):
     scores = score_answer(answer, right)
     assert (scores.exact_match, scores.f1, scores.cover_match) == pytest.approx(expected)
-
-
-def test_means():
-    mean = mean_scores([AnswerScores(1.0, 1.0, 1.0), AnswerScores(0.0, 0.5, 1.0), AnswerScores(0.0, 0.0, 1.0)])
-    assert (mean.exact_match, mean.f1, mean.cover_match) == pytest.approx((1 / 3, 0.5, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from statistics import fmean
 
 import ir_measures
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from clara_dist.data.questions import EvalQuestion
 from clara_dist.errors import DataError
 from clara_dist.evaluation import AnswerScores, Bm25Ranker, EvaluationReport, LatentRanker, evaluate
-from clara_dist.evaluation.evaluate import answer_records, facts_of
+from clara_dist.evaluation.evaluate import answer_records, survey
 from clara_dist.evaluation.records import read_records
 
 
@@ -142,8 +143,19 @@ def test_pieces_make_the_report_of_the_whole(store, questions, rankers, generato
     whole = evaluate(questions, store, rankers, generator, max_tokens=7)
     options = {"top_k": 1, "recall_at": (1, 3, 5), "max_tokens": 7}
     pieces = [r for q in questions for r in answer_records([q], store, rankers, generator, **options)]
-    again = EvaluationReport.of(pieces, (1, 3, 5), **facts_of(questions, 5, 5, ["candidates", "corpus"], 1, 7))
+    again = EvaluationReport.of(pieces, (1, 3, 5), **survey(questions, 1).facts(5, 5, 1, 7))
     assert again.to_dict() == whole.to_dict()
+
+
+def test_the_order_of_records_does_not_show_in_a_mean(store, questions, rankers, generator):
+    """Thirds, sevenths and tenths, whose sum in floats depends on the order."""
+    record = evaluate(questions, store, rankers, generator, max_tokens=7).records[0]
+    values = [1 / n for n in range(1, 400)]
+    records = [replace(record, scope="corpus", measures={"R@1": value}, scores=None) for value in values]
+    facts = survey(questions, 1).facts(5, 5, 1, 7)
+    means = [EvaluationReport.of(order, [1], **facts)[record.method].corpus for order in (records, records[::-1])]
+    assert means[0] == means[1]
+    assert means[0].measures["R@1"] == fmean(values) != sum(values) / len(values)
 
 
 def test_what_cannot_be_evaluated_is_said(store, questions, rankers, generator):

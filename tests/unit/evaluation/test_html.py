@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from clara_dist.evaluation import Bm25Ranker, LatentRanker, evaluate
-from clara_dist.evaluation.html import margin, recall_curve, write_html
+from clara_dist.evaluation.html import Drawn, margin, write_html
 
 
 class Reader(HTMLParser):
@@ -38,7 +38,10 @@ def report(store, questions, reasoner, generator):
 def test_curves_and_margins_by_hand(report):
     """Corpus: fjord OSLO lima.. (1.0, 0.9) | ROME fjord (0.9, 0.3) | LIMA rome oslo BERN (0.9, 0.7)."""
     records = [r for r in report.records if (r.method, r.scope) == ("joint STE", "corpus")]
-    curve = recall_curve(records)
+    drawn = Drawn()
+    for record in records:
+        drawn.add(record)
+    curve = drawn.recall_curve()
     assert curve[:3] == pytest.approx([(0 + 1 + 0.5) / 3, (1 + 1 + 0.5) / 3, (1 + 1 + 0.5) / 3])
     assert curve[-1] == 1.0
     for k in (1, 3, 5):
@@ -48,6 +51,19 @@ def test_curves_and_margins_by_hand(report):
     scores = dict(zip(records[1].ranking, records[1].ranking_scores, strict=True))
     assert signs[1] == pytest.approx(scores["rome"] - scores["fjord"])
     assert margin(replace(records[0], positives=("nowhere",))) is None
+
+
+def test_the_worst_of_many_failures_are_kept(report):
+    records = [r for r in report.records if (r.method, r.scope) == ("joint STE", "corpus")]
+    drawn, failed = Drawn(), []
+    for i in range(1000):
+        gap = ((i * 617) % 1000) / 1000
+        scores = (1.0, 1.0 - gap, *records[0].ranking_scores[2:])
+        failed.append(replace(records[0], question_id=f"f{i}", ranking_scores=scores))
+        drawn.add(failed[-1])
+        drawn.add(records[1])
+    assert (drawn.n, drawn.n_failed, len(drawn.margins)) == (2000, 1000, 2000)
+    assert drawn.failures() == sorted(failed, key=margin)[:25]
 
 
 def test_the_file_stands_alone_and_says_where_it_fails(report, tmp_path):

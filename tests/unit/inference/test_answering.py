@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from clara_dist.config.index import IndexConfig
 from clara_dist.errors import FingerprintMismatchError, RetrievalError
 from clara_dist.inference.answering import LocalPipeline
 from clara_dist.inference.compressor import DocumentCompressor
 from clara_dist.inference.generator import Generator
 from clara_dist.inference.reasoner import Reasoner
 from clara_dist.model.clara import ClaraModel
+from clara_dist.retrieval.index import IndexedSearcher
+from clara_dist.retrieval.index_build import build_index
+from clara_dist.retrieval.search import ExactSearcher
 from clara_dist.store import MemoryStore, StoreSchema, commit, write_shard
 
 QUESTIONS = ["Who built the lighthouse?", "rain gauges"]
@@ -54,6 +58,18 @@ def test_answers_come_from_the_nearest_documents(
         assert answer.text == Generator(clara).generate([question], memory_1KMD, max_tokens=6)[0].text
         assert answer.timings_s.keys() == {"reason", "search", "generate"}
         assert all(seconds > 0 for seconds in answer.timings_s.values())
+
+
+def test_an_index_is_used_where_there_is_one(clara: ClaraModel, store: MemoryStore) -> None:
+    exact = LocalPipeline(clara, store).retrieve(QUESTIONS, 3)
+    with pytest.raises(RetrievalError, match="no complete index"):
+        LocalPipeline(clara, store).retrieve(QUESTIONS, 3, index="required")
+    build_index(IndexConfig(store=store.url, k=5, min_recall=0), progress=lambda _: None)
+    pipeline = LocalPipeline(clara, MemoryStore.open(store.url))
+    assert pipeline.retrieve(QUESTIONS, 3) == pipeline.retrieve(QUESTIONS, 3, index="required") == exact
+    assert [type(pipeline._searchers[index]) for index in ("auto", "required")] == [IndexedSearcher] * 2
+    assert pipeline.retrieve(QUESTIONS, 3, index="none") == exact
+    assert isinstance(pipeline._searchers["none"], ExactSearcher)
 
 
 def test_other_models_store_is_refused(clara: ClaraModel, store: MemoryStore) -> None:

@@ -16,7 +16,7 @@ from clara_dist.retrieval import index_build
 from clara_dist.retrieval.index import IndexedSearcher, open_index, open_searcher
 from clara_dist.retrieval.index_build import build_index
 from clara_dist.retrieval.search import ExactSearcher
-from clara_dist.store import MemoryStore, StoreSchema, append_shards, commit, compact, delete
+from clara_dist.store import MemoryStore, StoreSchema, append_shards, collect, commit, compact, delete
 from tiny_stores import FINGERPRINT, build_store, write_rows
 
 M, D, N = 2, 96, 1500
@@ -162,6 +162,54 @@ def test_compacted_stores_and_copies_of_a_searcher(path: Path) -> None:
     assert searcher.n_rows == N - 300
     copied = pickle.loads(pickle.dumps(searcher)).search(queries(), 20)
     assert torch.equal(copied.rows_BK, searcher.search(queries(), 20).rows_BK)
+
+
+def test_a_collection_takes_what_the_index_of_no_kept_version_needs(path: Path) -> None:
+    def files() -> set[str]:
+        return {f"index/{file.name}" for file in (path / "index").iterdir()}
+
+    build(path)
+    first = files()
+    info = write_rows(path, "more-00000", clustered(300, seed=8), first=N)
+    append_shards(path, StoreSchema(M, D), FINGERPRINT, [info])
+    build(path)
+    both = files()
+    assert collect(path, dry_run=True, keep_versions=1).files == ()  # young
+    assert collect(path, dry_run=True, keep_versions=2, grace_s=0).files == ()
+    # The second version has the codes of the first: only the manifest is of no use.
+    assert collect(path, keep_versions=1, grace_s=0).files == ("index/00000001.json",)
+    searcher = open_index(MemoryStore.open(path, 2))
+    assert searcher.search(queries(), 20).rows_BK.shape == (12, 20)
+    build(path, retrain=True)  # of version 4: the collection has made two
+    retrained = files() - both
+    old = first | both
+    assert (
+        set(collect(path, keep_versions=1, grace_s=0).files) == set()
+    )  # version 2 is the newest that is no collection
+    delete(path, doc_ids=["doc-3"])
+    build(path)
+    given_up = set(collect(path, keep_versions=1, grace_s=0).files)
+    assert old - {"index/00000001.json"} <= given_up
+    assert given_up & retrained == {"index/00000004.json"}
+    assert open_index(MemoryStore.open(path, 5)).n_rows == N + 299
+
+
+def test_a_collection_in_the_middle_of_a_build_takes_no_codes_from_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(path)
+    info = write_rows(path, "more-00000", clustered(300, seed=8), first=N)
+    append_shards(path, StoreSchema(M, D), FINGERPRINT, [info])
+    encode = index_build._encode
+
+    def collects(codec: object, mean_X: np.ndarray, shard: object) -> bytes:
+        collect(path, keep_versions=1, grace_s=0)
+        return encode(codec, mean_X, shard)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(index_build, "_encode", collects)
+    assert build(path) == ["shard 4 of 4: 300 rows, 4,800 bytes"]
+    assert not (path / "index" / "00000001.json").exists()
+    assert open_index(MemoryStore.open(path, 2)).n_rows == N + 300
 
 
 def test_an_index_of_another_store_of_that_name_is_not_used(path: Path) -> None:
