@@ -125,11 +125,29 @@ def submitted_by_ray(head: Head, *args: str) -> subprocess.Popen[str]:
 
 def stop_last_job(head: Head, process: subprocess.Popen[str]) -> str:
     """Stop the job that ``process`` submitted; returns all that it said, which is more than ``process`` may have."""
-    jobs = f"{head.address}/api/jobs"
-    token = bearer(head.token)
-    running = httpx.get(f"{jobs}/", headers=token, trust_env=False).json()
-    (job,) = [each["submission_id"] for each in running if each["status"] == "RUNNING"]
+    job = _running_job(head)
     # What `ray job stop` asks for, a second or two sooner.
-    httpx.post(f"{jobs}/{job}/stop", headers=token, trust_env=False).raise_for_status()
+    httpx.post(f"{_jobs(head)}/{job}/stop", headers=bearer(head.token), trust_env=False).raise_for_status()
     process.communicate(timeout=300)
-    return str(httpx.get(f"{jobs}/{job}/logs", headers=token, trust_env=False).json()["logs"])
+    return _logs(head, job)
+
+
+def logs_of_last_job(head: Head) -> str:
+    """All that the running job has said so far; nothing before there is one."""
+    job = _running_job(head)
+    return "" if job is None else _logs(head, job)
+
+
+def _jobs(head: Head) -> str:
+    return f"{head.address}/api/jobs"
+
+
+def _running_job(head: Head) -> str | None:
+    jobs = httpx.get(f"{_jobs(head)}/", headers=bearer(head.token), trust_env=False).json()
+    running = [each["submission_id"] for each in jobs if each["status"] == "RUNNING"]
+    assert len(running) <= 1
+    return running[0] if running else None
+
+
+def _logs(head: Head, job: str) -> str:
+    return str(httpx.get(f"{_jobs(head)}/{job}/logs", headers=bearer(head.token), trust_env=False).json()["logs"])

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import signal
 import socket
 import threading
 import time
@@ -29,6 +28,7 @@ from clara_dist.distributed.serve_ingress import Ingress
 from clara_dist.distributed.serve_retriever import Retriever
 from clara_dist.distributed.serve_writer import Writer
 from clara_dist.distributed.session import cluster_has_gpus, connect
+from clara_dist.distributed.stopping import stoppable
 from clara_dist.distributed.visibility import require_visible
 from clara_dist.errors import ClusterError, ConfigError, RequestError
 
@@ -177,7 +177,8 @@ def _cause(messages: list[str]) -> str:
 def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]:
     """A server for the length of a ``with`` block.
 
-    Uses the connected Ray, or connects as `session.connect` does.
+    Uses the connected Ray, or connects as `session.connect` does. Ctrl-C and SIGTERM leave the block, as `stoppable`
+    has it.
 
     Args:
         config: What to serve, and where.
@@ -203,11 +204,13 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
         # What Serve says of itself on the console: warnings only.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
-            serve.start(http_options={"host": config.host, "port": config.port})
-            deploy(config)
-            url = _url(config)
-            _wait_for_health(url, config.start_timeout_s)
-            yield url
+            # Whenever a stop comes, also while replicas load: Serve outlives its driver on a cluster.
+            with stoppable("finishing what has begun, then shutting down; Ctrl-C again does so at once ..."):
+                serve.start(http_options={"host": config.host, "port": config.port})
+                deploy(config)
+                url = _url(config)
+                _wait_for_health(url, config.start_timeout_s)
+                yield url
         finally:
             try:
                 # While the proxy still stands: with it would fall the answers that are under way.
@@ -217,26 +220,23 @@ def serving(config: ServeConfig, *, address: str | None = None) -> Iterator[str]
 
 
 def run(config: ServeConfig, *, address: str | None = None) -> None:
-    """Serve until Ctrl-C or SIGTERM, then shut down; raises as `serving` does."""
+    """Serve until Ctrl-C or SIGTERM, then shut down; raises as `serving` does.
+
+    Who stops a server that serves gets what was asked for: no error. Who stops one that loads gets 130 or 143.
+    """
     print(f"loading {config.model} and {config.store} ...", flush=True)
-    with serving(config, address=address) as url:
-        body = json.dumps({"question": "..."})
-        key = f" -H 'Authorization: Bearer '\"${config.api_key_env}\"" if ApiKeys.of(config) else ""
-        print(f"serving at {url}; stop with Ctrl-C. Ask it:")
-        print(f"  curl {url}/v1/answers -H 'Content-Type: application/json'{key} -d '{body}'", flush=True)
-        _wait_for_stop()
-        print("finishing what has begun, then shutting down; Ctrl-C again does so at once ...", flush=True)
-
-
-def _wait_for_stop() -> None:
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+    is_serving = False
     try:
-        stop.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        with serving(config, address=address) as url:
+            is_serving = True
+            body = json.dumps({"question": "..."})
+            key = f" -H 'Authorization: Bearer '\"${config.api_key_env}\"" if ApiKeys.of(config) else ""
+            print(f"serving at {url}; stop with Ctrl-C. Ask it:")
+            print(f"  curl {url}/v1/answers -H 'Content-Type: application/json'{key} -d '{body}'", flush=True)
+            threading.Event().wait()
+    except (KeyboardInterrupt, SystemExit):
+        if not is_serving:
+            raise
 
 
 def require_startable(config: ServeConfig) -> None:

@@ -22,8 +22,11 @@ from clara_dist.distributed.serve_guard import ApiKeys
 from clara_dist.distributed.serve_http import build_api
 from clara_dist.distributed.serve_messages import AnswerEvent, Ask, Done
 
-# How long a request waits for an engine that is being loaded, before it is told so.
-_FIRST_CONTACT_S = 1.0
+# How long a request waits for an engine that is being loaded or replaced, before it is told so: on a busy machine an
+# engine that is there needs seconds for its first word, and a roll-over must fail nobody.
+_FIRST_CONTACT_S = 5.0
+# Whoever asks for health asks often, and wants to know now.
+_PROBE_S = 1.0
 # An engine that said something so recently is there, even if it has no time for a probe.
 _BUSY_S = 10.0
 # A request whose engine dies is given to another one, once: it may be what kills them.
@@ -55,7 +58,7 @@ class Ingress:
         """
         response = self._engine.describe.remote()
         try:
-            known: Health = await asyncio.wait_for(response, _FIRST_CONTACT_S)
+            known: Health = await asyncio.wait_for(response, _PROBE_S)
             self._known = known
         except (asyncio.TimeoutError, BackPressureError):
             response.cancel()
@@ -114,7 +117,7 @@ class Ingress:
         return reply
 
     async def _require_engine(self) -> None:
-        """Let a request wait for the engine no longer than a moment, while none has been reached yet.
+        """Let a request wait for the engine for some seconds, while none has been reached yet.
 
         Raises:
             ApiError: 503 while no engine has been reached since the start, or since the last one was lost.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
 from chaos_corpus import write_config
-from job_head import Head, free_ports, started_head, stop_last_job, submitted_by_ray
+from job_head import Head, free_ports, logs_of_last_job, started_head, stop_last_job, submitted_by_ray
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,16 @@ def test_a_pipeline_is_stopped_goes_on_and_its_model_is_served(head: Head, tiny_
     (port,) = free_ports(1)
     trained = yaml.safe_load(Path(config).read_text(encoding="utf-8"))["joint"]["stages"][0]["output"]
     serve = ["model=" + trained, f"store={shards.parent}", f"port={port}", "max_tokens=4", "engine_cpus=0.1"]
-    process = submitted_by_ray(head, "--working-dir", ".", "--", "python", "jobs/serve.py", *serve)
+    command = ["--working-dir", ".", "--", "python", "jobs/serve.py", *serve]
+    process = submitted_by_ray(head, *command)
+    wait_until(lambda: "ServeController" in names_of_processes(head), process)
+    out = stop_last_job(head, process)
+    assert "finishing what has begun, then shutting down" in out, out
+    assert "serving at" not in out
+    # A Serve that it had left behind would refuse the next one.
+    process = submitted_by_ray(head, *command)
+    wait_until(lambda: "serving at" in logs_of_last_job(head), process)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
-        wait_until_ready(http, process)
         reply = http.post("/v1/answers", json={"question": "rain gauges?", "top_k": 2}).raise_for_status().json()
         assert len(reply["sources"]) == 2
         out = stop_last_job(head, process)
@@ -95,12 +103,18 @@ def write_pipeline(folder: Path, base: Path) -> str:
     return str(path)
 
 
-def wait_until_ready(http: httpx.Client, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        with suppress(httpx.TransportError):
-            if http.get("/readyz").is_success:
-                return
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not true():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def names_of_processes(head: Head) -> str:
+    """Of all that the head runs; Ray's actors carry their class."""
+    names = []
+    for process in head.process.children(recursive=True):
+        with suppress(psutil.Error):
+            names.append(" ".join(process.cmdline()))
+    return "\n".join(names)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-import ray
 
 from job_head import REPOSITORY, Head, started_head
 
@@ -20,8 +21,15 @@ _SAYS_42 = "import ray, sys; ray.init(sys.argv[1]); print('it is', ray.get(ray.r
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="clara-tls-") as name:
         folder = Path(name)
+        # Ray chooses one of them; a Ray that another test of this process left connected would name its own.
+        addresses = [
+            each.address
+            for network in psutil.net_if_addrs().values()
+            for each in network
+            if each.family == socket.AF_INET
+        ]
         for authority, node in (("ca", "node"), ("other", "stranger")):
-            for command in (["ca", authority], ["cert", authority, node, ray.util.get_node_ip_address()]):
+            for command in (["ca", authority], ["cert", authority, node, *addresses]):
                 subprocess.run([REPOSITORY / "cluster" / "tls.sh", *command], cwd=folder, check=True)
         yield folder
 

@@ -59,6 +59,7 @@ class Handle:
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_ingress, "_FIRST_CONTACT_S", 0.01)
+    monkeypatch.setattr(serve_ingress, "_PROBE_S", 0.01)
 
 
 def refusal(handle: Handle) -> ApiError:
