@@ -8,7 +8,9 @@ no runtime environment and no log.
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -167,11 +170,14 @@ def connect(address: str | None) -> JobSubmissionClient:
         ) from error
 
 
-def stop_all(address: str | None = None) -> dict[str, str]:
+def stop_all(address: str | None = None, *, is_eviction: bool = False) -> dict[str, str]:
     """Ask every job of a cluster to stop, and wait until all have ended: each takes as long as its ``stop_wait_s``.
 
     Args:
         address: As of `submit`.
+        is_eviction: Nobody wants the jobs to end, their head is taken away: drivers on this machine get SIGTERM and end
+            as FAILED (143), which KubeRay retries; a job that is asked to stop is STOPPED, which it takes for the end.
+            Jobs without a driver have begun nothing, and are left alone.
 
     Returns:
         How each of them ended, by its id.
@@ -180,11 +186,21 @@ def stop_all(address: str | None = None) -> dict[str, str]:
         ClusterError: There is no such cluster, it refuses (the token), or it does not answer any more.
     """
     client = connect(address)
-    under_way = [job.submission_id for job in client.list_jobs() if job.submission_id and not job.status.is_terminal()]
-    for job_id in under_way:
-        client.stop_job(job_id)
-        print(f"asked {job_id} to stop", file=sys.stderr, flush=True)
-    return {job_id: str(_ended(client, job_id)) for job_id in under_way}
+    under_way = [job for job in client.list_jobs() if job.submission_id and not job.status.is_terminal()]
+    if is_eviction:
+        under_way = [job for job in under_way if job.driver_info is not None]
+    for job in under_way:
+        if is_eviction and _is_here(job.driver_info.node_ip_address):
+            with suppress(ProcessLookupError):
+                os.kill(int(job.driver_info.pid), signal.SIGTERM)
+        else:
+            client.stop_job(job.submission_id)
+        print(f"asked {job.submission_id} to stop", file=sys.stderr, flush=True)
+    return {job.submission_id: str(_ended(client, job.submission_id)) for job in under_way}
+
+
+def _is_here(address: str) -> bool:
+    return any(address == each.address for network in psutil.net_if_addrs().values() for each in network)
 
 
 def _stay_with(client: JobSubmissionClient, job_id: str) -> int:

@@ -132,8 +132,10 @@ def test_a_head_that_is_taken_away_stops_its_jobs_first_and_has_the_time(objects
         assert pod.termination_grace_period_seconds is not None
         assert pod.termination_grace_period_seconds >= wait + 30
         assert container.lifecycle is not None
-        python, script, address = container.lifecycle.pre_stop.exec.command
+        python, script, option, address = container.lifecycle.pre_stop.exec.command
         assert (python, (ROOT / Path(script).relative_to("/app")).is_file()) == ("python", True)
+        # Else KubeRay would take the jobs for complete.
+        assert option == "--evicted"
         assert address == "http://127.0.0.1:8265"
 
 
