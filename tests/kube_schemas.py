@@ -1,7 +1,7 @@
 """The fields of Kubernetes, KubeRay and Kueue that cluster/kuberay uses; one that is not here is an error.
 
-Written from the published references (Kubernetes 1.32 API, KubeRay's CRDs of 1.5 and newer), as are the rules between
-fields: what KubeRay's operator or Kubernetes' admission would refuse is refused here.
+Written from the published references (Kubernetes 1.32 API, KubeRay's CRDs of 1.5 and newer), with the rules between
+fields that these objects could break. Not all that KubeRay's operator or Kubernetes' admission refuses is refused here.
 """
 
 from __future__ import annotations

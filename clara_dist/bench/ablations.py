@@ -1,13 +1,15 @@
-"""The joint stage without one of its parts at a time: the demo's world, several seeds, one process."""
+"""The joint stage without one of its parts at a time: the demo's world, several seeds, a process for each."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from clara_dist.bench import demo_runs
 from clara_dist.bench.machine import describe_machine
@@ -61,28 +63,59 @@ class AblationBench:
     Attributes:
         work_dir: Worlds and models are kept there; what is finished is not done again.
         seeds: Of the worlds and of all training.
+        workers: Seeds at a time, each in a process of one thread.
     """
 
     work_dir: Path
-    seeds: tuple[int, ...] = (31, 32)
+    seeds: tuple[int, ...] = (31, 32, 33, 34)
+    workers: int = 2
+
+
+class Seed(TypedDict):
+    """What one seed gave, and where and when."""
+
+    machine: dict[str, Any]
+    runs: list[dict[str, Any]]
 
 
 def run_bench(settings: AblationBench, output: Path) -> str:
     """Train and measure all, write the figures to ``output`` after each seed, and return them as text."""
-    seeds: dict[int, list[dict[str, Any]]] = {}
-    for seed in settings.seeds:
-        seeds[seed] = list(_seed(settings.work_dir / f"seed-{seed}", seed))
-        written = {
-            "machine": describe_machine("cpu"),
-            "settings": asdict(settings) | {"work_dir": str(settings.work_dir)},
-            "seeds": seeds,
+    seeds: dict[int, Seed] = {}
+    with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as processes:
+        running = {
+            processes.submit(run_seed, settings.work_dir / f"seed-{seed}", seed): seed for seed in settings.seeds
         }
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    return table(seeds)
+        for done in as_completed(running):
+            seeds[running[done]] = done.result()
+            in_order = {seed: seeds[seed] for seed in settings.seeds if seed in seeds}
+            written = {
+                "settings": asdict(settings) | {"work_dir": str(settings.work_dir)},
+                "summary": summary(in_order),
+                "seeds": in_order,
+            }
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return table(summary(in_order), len(in_order))
 
 
-def _seed(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
+def run_seed(folder: Path, seed: int) -> Seed:
+    """One seed's world, and every run of `RUNS` in it."""
+    return {"machine": describe_machine("cpu"), "runs": list(_runs(folder, seed))}
+
+
+def summary(seeds: dict[int, Seed]) -> list[dict[str, Any]]:
+    """Of each of `RUNS` over the seeds, by score: mean, lowest and highest."""
+    rows = []
+    for number, run in enumerate(RUNS):
+        row: dict[str, Any] = {"group": run.group, "name": run.name}
+        for column in _COLUMNS:
+            values = [seed["runs"][number]["scores"][column] for seed in seeds.values()]
+            row[column] = {"mean": fmean(values), "low": min(values), "high": max(values)}
+        rows.append(row)
+    return rows
+
+
+def _runs(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     own = demo_runs.one_process(folder, seed)
     demo_runs.prepare(own, lambda data: write_demo(data, seed))
     for number, run in enumerate(RUNS):
@@ -128,22 +161,19 @@ def started_otherwise(own: PipelineConfig, folder: Path, start: Start) -> Pipeli
     return own.model_copy(update=changes | {"evaluate": evaluate})
 
 
-def table(seeds: dict[int, list[dict[str, Any]]]) -> str:
-    """Mean over the seeds, and the lowest and highest where they differ by more than .005."""
-    width = max(len(run.name) for run in RUNS)
+def table(rows: list[dict[str, Any]], n_seeds: int) -> str:
+    """Of `summary`: the mean, and the lowest and highest where they differ by more than .005."""
+    width = max(len(row["name"]) for row in rows)
     head = " " * (width + 2) + "".join(f"{column:>20}" for column in _COLUMNS)
-    lines = [f"{len(seeds)} seeds: mean (lowest - highest); held-out questions over the whole corpus", head]
+    lines = [f"{n_seeds} seeds: mean (lowest - highest); held-out questions over the whole corpus", head]
     group = ""
-    for number, run in enumerate(RUNS):
-        if run.group != group:
-            group = run.group
+    for row in rows:
+        if row["group"] != group:
+            group = row["group"]
             lines.append(group)
-        cells = [_cell([found[number]["scores"][column] for found in seeds.values()]) for column in _COLUMNS]
-        lines.append(f"  {run.name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"  {row['name']:<{width}}" + "".join(f"{_cell(**row[column]):>20}" for column in _COLUMNS))
     return "\n".join(lines)
 
 
-def _cell(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    mean = f"{fmean(values):.3f}"
-    return mean if high - low <= 0.005 else f"{mean} ({low:.3f}-{high:.3f})"
+def _cell(mean: float, low: float, high: float) -> str:
+    return f"{mean:.3f}" if high - low <= 0.005 else f"{mean:.3f} ({low:.3f}-{high:.3f})"

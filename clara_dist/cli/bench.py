@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -107,20 +108,22 @@ def bench_ablations(
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("bench-ablations.json"),
     work_dir: Annotated[Path, typer.Option(help="Takes worlds and models; run again, it goes on.")] = Path("ablations"),
     seed: Annotated[list[int] | None, typer.Option(help="Of a world and its training; repeat it for several.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Seeds at a time, each in a process of one thread.")] = 2,
 ) -> None:
     """The joint stage without one of its parts at a time, on the demo's world: what each of them is good for.
 
     The gradient of the choice (none, a soft mixture, labels), tau, the number of documents, candidates, memory tokens,
-    the MSE term. About 20 CPU-minutes a seed, one process, one thread; 400 held-out questions over the whole corpus.
+    the MSE term. About 25 CPU-minutes a seed; 400 held-out questions over the whole corpus; mean and spread.
 
     \b
     Examples:
       clara-dist bench ablations
-      clara-dist bench ablations --seed 31 --seed 32 --seed 33
+      clara-dist bench ablations --seed 41 --seed 42 --workers 1
     """
     from clara_dist.bench.ablations import AblationBench, run_bench
 
-    print(run_bench(AblationBench(work_dir=work_dir, seeds=tuple(seed or [31, 32])), output))
+    settings = AblationBench(work_dir=work_dir, workers=workers)
+    print(run_bench(replace(settings, seeds=tuple(seed)) if seed else settings, output))
     print(f"figures: {output}")
 
 
